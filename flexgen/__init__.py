@@ -1,0 +1,50 @@
+"""flexgen: models of p(x_P | x_C) for arbitrary index sets, and one toolkit to train, sample and check them."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flexgen import exact as exact
+    from flexgen.conditional import CanSample as CanSample
+    from flexgen.conditional import Conditional as Conditional
+    from flexgen.conditional import HasLogProb as HasLogProb
+    from flexgen.conditional import HasMarginals as HasMarginals
+    from flexgen.laws import MaskDraw as MaskDraw
+    from flexgen.laws import MaskLaw as MaskLaw
+    from flexgen.query import Query as Query
+    from flexgen.space import Site as Site
+    from flexgen.space import Space as Space
+    from flexgen.table_model import TableModel as TableModel
+
+__version__ = "0.1.0"
+
+# Public name -> module that holds it. Loaded on first use (PEP 562), so that `import samplers` stays light.
+_LAZY = {
+    "CanSample": "flexgen.conditional",
+    "Conditional": "flexgen.conditional",
+    "HasLogProb": "flexgen.conditional",
+    "HasMarginals": "flexgen.conditional",
+    "MaskDraw": "flexgen.laws",
+    "MaskLaw": "flexgen.laws",
+    "Query": "flexgen.query",
+    "Site": "flexgen.space",
+    "Space": "flexgen.space",
+    "TableModel": "flexgen.table_model",
+}
+_SUBMODULES = frozenset({"exact", "networks", "training", "data", "metrics", "plots", "rng", "errors"})
+
+__all__ = ["__version__", *sorted(_LAZY), *sorted(_SUBMODULES)]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    if name in _SUBMODULES:
+        return importlib.import_module(f"flexgen.{name}")
+    raise AttributeError(f"module 'flexgen' has no attribute {name!r}; its public names are {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,159 @@
+"""Things that answer queries.
+
+A conditional declares its `Space` and whichever capabilities it has: `CanSample`, `HasLogProb`, `HasMarginals`. They
+are separate protocols, because a diffusion model samples without a density and a masked network has marginals only.
+
+Shared contract, tested for every conditional of the package:
+
+* ``x`` is ``[B, N, *site]``; what stands at unobserved places is never read.
+* `sample` fills the target; observed sites come back bit-identical, and so does every other place.
+* `log_prob` is in nats, ``[B]``, joint over the target; an empty target has log-probability 0.
+* Randomness is the keyword argument ``generator``; the global generator of torch is never touched.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from flexgen import rng
+from flexgen.errors import UnsupportedQueryError
+from flexgen.query import Query
+from flexgen.rng import Randomness
+from flexgen.space import Space
+
+__all__ = [
+    "CanSample",
+    "CategoricalMarginals",
+    "Conditional",
+    "HasLogProb",
+    "HasMarginals",
+    "MarginalConditional",
+    "Marginals",
+]
+
+
+@runtime_checkable
+class Conditional(Protocol):
+    """Anything that answers queries over a space."""
+
+    @property
+    def space(self) -> Space: ...
+
+
+@runtime_checkable
+class CanSample(Conditional, Protocol):
+    def sample(self, x: Tensor, query: Query, *, generator: Randomness) -> Tensor:
+        """x with the target drawn jointly from p(x_P | x_C); same shape, a new tensor."""
+        ...
+
+
+@runtime_checkable
+class HasLogProb(Conditional, Protocol):
+    def log_prob(self, x: Tensor, query: Query) -> Tensor:
+        """log p(x_P | x_C) in nats, ``[B]``, joint over the target."""
+        ...
+
+
+class Marginals(Protocol):
+    """The one-site answers p(x_i | x_C) at every site of a batch of rows.
+
+    Entries at observed sites are meaningless and finite.
+    """
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(x_i | x_C), ``[B, N]``, each site on its own."""
+        ...
+
+    def sample(self, *, generator: Randomness) -> Tensor:
+        """Independent draws, ``[B, N]``: a draw from the *product* of the marginals, not from the joint."""
+        ...
+
+    def mean(self) -> Tensor:
+        """Expected value, ``[B, N]`` (of the code, where the site is categorical)."""
+        ...
+
+    def mode(self) -> Tensor:
+        """Most probable value, ``[B, N]``."""
+        ...
+
+
+@runtime_checkable
+class HasMarginals(Conditional, Protocol):
+    def marginals(self, x: Tensor, query: Query) -> Marginals:
+        """p(x_i | x_C) for every target i, each on its own."""
+        ...
+
+
+class CategoricalMarginals:
+    """Marginals of categorical sites.
+
+    Args:
+        log_probs: ``[B, N, K]``, normalised over K; -inf beyond a site's own number of categories.
+    """
+
+    def __init__(self, log_probs: Tensor) -> None:
+        self.log_probs = log_probs
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return self.log_probs.gather(-1, x.long()[..., None]).squeeze(-1)
+
+    def sample(self, *, generator: Randomness) -> Tensor:
+        return rng.categorical(self.log_probs, generator=generator)
+
+    def mean(self) -> Tensor:
+        codes = torch.arange(self.log_probs.shape[-1], device=self.log_probs.device, dtype=self.log_probs.dtype)
+        return self.log_probs.exp() @ codes
+
+    def mode(self) -> Tensor:
+        return self.log_probs.argmax(-1)
+
+
+class MarginalConditional:
+    """The joint answers that follow from one-site marginals by the chain rule; base of the masked networks.
+
+    A subclass gives `space` and `marginals`; `sample` and `log_prob` walk ``query.chain()``, one evaluation a target.
+    The order of the chain matters as far as the marginals are incompatible: see ``samplers.any_order``.
+    """
+
+    @property
+    def space(self) -> Space:
+        raise NotImplementedError
+
+    def marginals(self, x: Tensor, query: Query) -> Marginals:
+        raise NotImplementedError
+
+    def log_prob(self, x: Tensor, query: Query, *, order: Tensor | None = None, factorized: bool = False) -> Tensor:
+        """log p(x_P | x_C) in nats, ``[B]``.
+
+        Args:
+            x: ``[B, N]``.
+            query: what is asked.
+            order: int ``[N]`` or ``[B, N]``, the permutation of sites in which the chain rule visits the targets.
+            factorized: sum the marginals of all targets given C instead, as if they were independent. One evaluation,
+                and the log-probability of another model.
+        """
+        query = query.expand(len(x))
+        if factorized:
+            if order is not None:
+                raise UnsupportedQueryError(
+                    "order", "is given with factorized=True", "A product has no order: drop one."
+                )
+            log_probs = self.marginals(x, query).log_prob(x)
+            return torch.where(query.target, log_probs, 0.0).sum(-1)
+        total: Tensor | None = None
+        for step in query.chain(order):
+            log_probs = self.marginals(x, step).log_prob(x)  # [B, N]
+            term = torch.where(step.target, log_probs, 0.0).sum(-1)
+            total = term if total is None else total + term
+        return x.new_zeros(len(x), dtype=torch.get_default_dtype()) if total is None else total
+
+    def sample(self, x: Tensor, query: Query, *, generator: Randomness, order: Tensor | None = None) -> Tensor:
+        """x with the target drawn by the chain rule, in the given order."""
+        query = query.expand(len(x))
+        for step in query.chain(order):
+            draw = self.marginals(x, step).sample(generator=generator)
+            x = torch.where(step.target, draw.to(x.dtype), x)
+        return x.clone() if not query.target.any() else x

@@ -1,0 +1,208 @@
+"""The one idea: a query asks for p(x_P | x_C).
+
+``target`` P and ``observed`` C are disjoint sets of sites; a site in neither is *marginalised out*. Models answer
+queries, mask laws draw them for training, schedules walk them for sampling, diagnostics ask two routes of queries
+whose answers must agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flexgen.errors import QueryError
+
+__all__ = ["Query"]
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """A batch of questions p(x_P | x_C), one a row, or one question for every row.
+
+    Args:
+        target: bool ``[N]`` or ``[B, N]``; True where a site is asked for (the set P).
+        observed: bool, same shape; True where a site is conditioned on (the set C).
+
+    Raises:
+        QueryError: if the two are not boolean, differ in shape or device, or overlap.
+
+    Both sets may be empty. Rows of a batch may differ in both sets.
+    """
+
+    target: Tensor
+    observed: Tensor
+
+    def __post_init__(self) -> None:
+        for name, sites in (("target", self.target), ("observed", self.observed)):
+            if not isinstance(sites, Tensor) or sites.dtype != torch.bool:
+                kind = sites.dtype if isinstance(sites, Tensor) else type(sites).__name__
+                raise QueryError(
+                    name, f"must be a boolean tensor, got {kind}", "Use Query.of(...) to name sites by their numbers."
+                )
+            if sites.ndim not in (1, 2):
+                raise QueryError(name, f"has shape {tuple(sites.shape)}", "Pass shape [N] or [B, N].")
+        if self.target.shape != self.observed.shape:
+            raise QueryError(
+                "observed",
+                f"has shape {tuple(self.observed.shape)}, but target has {tuple(self.target.shape)}",
+                "Give both the same shape, [N] or [B, N].",
+            )
+        if self.target.device != self.observed.device:
+            raise QueryError(
+                "observed",
+                f"is on {self.observed.device}, but target is on {self.target.device}",
+                "Move both to one device.",
+            )
+        overlap = self.target & self.observed
+        if overlap.any():
+            site = int(overlap.nonzero()[0, -1])
+            raise QueryError(
+                "observed",
+                f"overlaps target at {int(overlap.sum())} place(s), first at site {site}",
+                "A site is either asked for or conditioned on: remove it from one of the two sets.",
+            )
+
+    @classmethod
+    def _trusted(cls, target: Tensor, observed: Tensor) -> Query:
+        """A query whose sets are disjoint by construction; skips the checks, which cost a device synchronisation."""
+        query = object.__new__(cls)
+        object.__setattr__(query, "target", target)
+        object.__setattr__(query, "observed", observed)
+        return query
+
+    @classmethod
+    def of(
+        cls,
+        target: Iterable[int],
+        observed: Iterable[int] = (),
+        *,
+        num_sites: int,
+        device: torch.device | str | None = None,
+    ) -> Query:
+        """One query from site numbers.
+
+        >>> Query.of(target=[3], observed=[0, 1, 2], num_sites=8)
+        Query(3 | 0-2; 4 of 8 sites marginalised)
+        """
+        return cls(
+            _indicator("target", target, num_sites).to(device), _indicator("observed", observed, num_sites).to(device)
+        )
+
+    @classmethod
+    def rest(cls, observed: Tensor) -> Query:
+        """All that is not observed is asked for: p(x_rest | x_observed)."""
+        return cls(~observed, observed)
+
+    @classmethod
+    def complete(cls, site: int, *, num_sites: int, device: torch.device | str | None = None) -> Query:
+        """The complete conditional p(x_site | all others)."""
+        target = _indicator("site", [site], num_sites).to(device)
+        return cls._trusted(target, ~target)
+
+    @property
+    def num_sites(self) -> int:
+        return self.target.shape[-1]
+
+    @property
+    def is_batched(self) -> bool:
+        """Whether the query holds a row per item, rather than one question for all."""
+        return self.target.ndim == 2
+
+    @property
+    def device(self) -> torch.device:
+        return self.target.device
+
+    @property
+    def marginalised(self) -> Tensor:
+        """Sites in neither set, bool, same shape."""
+        return ~(self.target | self.observed)
+
+    def expand(self, num_rows: int) -> Query:
+        """The query with a row per item, ``[B, N]``; a view where it can be.
+
+        Raises:
+            QueryError: if the query already has another number of rows.
+        """
+        if self.is_batched:
+            if self.target.shape[0] != num_rows:
+                raise QueryError(
+                    "query",
+                    f"has {self.target.shape[0]} rows, but x has {num_rows}",
+                    "Pass one query of shape [N], or one row of it for each row of x.",
+                )
+            return self
+        return Query._trusted(self.target.expand(num_rows, -1), self.observed.expand(num_rows, -1))
+
+    def to(self, device: torch.device | str) -> Query:
+        return Query._trusted(self.target.to(device), self.observed.to(device))
+
+    def __getitem__(self, rows: slice | Tensor) -> Query:
+        """Some rows of a batched query."""
+        if not self.is_batched:
+            raise QueryError("query", "has no rows to select from", "Call query.expand(num_rows) first.")
+        return Query._trusted(self.target[rows], self.observed[rows])
+
+    def chain(self, order: Tensor | None = None) -> Iterator[Query]:
+        """The chain rule: single-target queries whose product of answers is this query's answer.
+
+        Step t asks for the t-th target of each row given the observed sites and the targets before it. Rows with
+        fewer targets ask for nothing in the last steps (an empty target has probability one).
+
+        Args:
+            order: int ``[N]`` or ``[B, N]``, a permutation of all sites a row; the targets are visited as they occur
+                in it. Default: by site number.
+
+        Yields:
+            As many batched queries ``[B, N]`` as the fullest row has targets (unbatched if query and order are).
+        """
+        target, observed = self.target, self.observed
+        if order is None:
+            order = torch.arange(self.num_sites, device=self.device)
+        if order.ndim > target.ndim:
+            target, observed = target.expand(len(order), -1), observed.expand(len(order), -1)
+        order = order.expand(target.shape)
+        visited = target.gather(-1, order)  # [.., N] whether the site visited at each place is a target
+        step_of_place = visited.long().cumsum(-1) - 1
+        step_of_site = torch.empty_like(step_of_place).scatter_(-1, order, step_of_place)  # [.., N]
+        num_steps = int(target.sum(-1).max()) if target.numel() else 0
+        for step in range(num_steps):
+            yield Query._trusted(target & (step_of_site == step), observed | (target & (step_of_site < step)))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Query):
+            return NotImplemented
+        return torch.equal(self.target, other.target) and torch.equal(self.observed, other.observed)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        if self.is_batched:
+            return f"Query({self.target.shape[0]} rows over {self.num_sites} sites)"
+        rest = int(self.marginalised.sum())
+        tail = f"; {rest} of {self.num_sites} sites marginalised" if rest else ""
+        return f"Query({_ranges(self.target)} | {_ranges(self.observed)}{tail})"
+
+
+def _indicator(name: str, sites: Iterable[int], num_sites: int) -> Tensor:
+    numbers = [int(site) for site in sites]
+    outside = [site for site in numbers if not 0 <= site < num_sites]
+    if outside:
+        raise QueryError(name, f"holds site {outside[0]}", f"Sites are numbered 0 to {num_sites - 1} (num_sites - 1).")
+    indicator = torch.zeros(num_sites, dtype=torch.bool)
+    indicator[numbers] = True
+    return indicator
+
+
+def _ranges(indicator: Tensor) -> str:
+    """'0-2, 5' for the sites of a bool [N]."""
+    sites = indicator.nonzero().flatten().tolist()
+    runs: list[list[int]] = []
+    for site in sites:
+        if runs and site == runs[-1][1] + 1:
+            runs[-1][1] = site
+        else:
+            runs.append([site, site])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs) or "nothing"
