@@ -1,0 +1,41 @@
+# Set-up, checks and the demo. `make demo` and `make test` do everything on a fresh machine (Debian, Python >= 3.11).
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+export OMP_NUM_THREADS ?= 2
+
+.PHONY: help setup demo test lint format slow bench clean
+.DEFAULT_GOAL := help
+
+help:  ## List the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+setup: $(READY)  ## Make .venv with everything that the demo and the tests need
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"flexgen needs Python 3.11 or newer, got {sys.version}"'
+	$(PYTHON) -c 'import ensurepip' || (apt-get update && apt-get install -y python3-venv)
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $(READY)
+
+demo: $(READY)  ## Learn a real table, sample its joint by Gibbs, leave pictures and scores in out/demo
+	$(BIN)/flexgen demo
+
+test: lint  ## Lint, types and the default test tier
+	$(BIN)/python -m pytest
+
+slow: $(READY)  ## The long tests as well
+	$(BIN)/python -m pytest -m "slow or not slow and not gpu"
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY)  ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## Remove what the targets made
+	rm -rf .venv out build dist .pytest_cache .mypy_cache .ruff_cache
