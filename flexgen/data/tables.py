@@ -1,0 +1,59 @@
+"""Real tables that ship with scikit-learn: nothing is downloaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from sklearn import datasets
+
+from flexgen.errors import DataError
+
+__all__ = ["load_table", "read_table", "table_names"]
+
+_LOADERS = {
+    "breast_cancer": datasets.load_breast_cancer,
+    "diabetes": lambda **kwargs: datasets.load_diabetes(scaled=False, **kwargs),
+    "digits": datasets.load_digits,
+    "iris": datasets.load_iris,
+    "linnerud": datasets.load_linnerud,
+    "wine": datasets.load_wine,
+}
+
+
+def table_names() -> tuple[str, ...]:
+    """The names that `load_table` knows."""
+    return tuple(_LOADERS)
+
+
+def load_table(name: str) -> pd.DataFrame:
+    """A table in the units it was recorded in, classes by their names.
+
+    Args:
+        name: one of `table_names`.
+    """
+    if name not in _LOADERS:
+        raise DataError("name", f"is {name!r}", f"Choose one of {', '.join(_LOADERS)}.")
+    bunch = _LOADERS[name](as_frame=True)
+    frame: pd.DataFrame = bunch.frame.copy()
+    if "target" in frame and len(bunch.get("target_names", ())) > 1 and name != "diabetes":
+        levels = [str(level) for level in bunch.target_names]
+        frame["target"] = pd.Categorical.from_codes(frame["target"], levels)
+    if name == "diabetes":
+        frame["sex"] = pd.Categorical(frame["sex"].map({1.0: "1", 2.0: "2"}))  # the two codes are not explained there
+        frame = frame.rename(columns={"target": "progression"})
+    return frame
+
+
+def read_table(path: str | Path) -> pd.DataFrame:
+    """A table from a ``.csv``, ``.tsv`` or ``.parquet`` file."""
+    path = Path(path)
+    if not path.is_file():
+        raise DataError("path", f"{str(path)!r} is no file", "Pass a .csv, .tsv or .parquet file.")
+    if path.suffix == ".csv":
+        return pd.read_csv(path)
+    if path.suffix == ".tsv":
+        return pd.read_csv(path, sep="\t")
+    if path.suffix == ".parquet":
+        return pd.read_parquet(path)
+    raise DataError("path", f"ends in {path.suffix!r}", "Pass a .csv, .tsv or .parquet file.")
