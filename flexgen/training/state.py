@@ -1,0 +1,176 @@
+"""Everything that changes while a network trains, and its form in a checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from flexgen.training.checkpoint import Checkpoint, require_same
+from flexgen.training.ema import Ema
+from flexgen.training.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Record", "Stop", "TrainingResult", "TrainingState", "adamw"]
+
+Record = dict[str, float]
+Stop = Literal["finished", "patience", "interrupted", "max_seconds"]
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a run went; the network itself was trained in place.
+
+    Args:
+        stopped: why it ended: ``"finished"`` all steps, out of ``"patience"``, ``"interrupted"``, ``"max_seconds"``.
+        step: updates made.
+        best_step: updates made when the held-out loss was lowest (0 without held-out data).
+        best_loss: that loss (inf without held-out data).
+        history: one record every `validate_every` steps: ``step``, ``loss`` (mean since the last record), ``lr``,
+            ``grad_norm``, ``seconds``, and ``held_out_loss`` if there are held-out data.
+        seconds: time trained, over all resumptions.
+    """
+
+    stopped: Stop
+    step: int
+    best_step: int
+    best_loss: float
+    history: list[Record]
+    seconds: float
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """The history, one row a record."""
+        import pandas as pd
+
+        return pd.DataFrame(self.history)
+
+
+def adamw(network: nn.Module, settings: TrainingSettings) -> torch.optim.AdamW:
+    """AdamW, fused where the device has it; matrices decay, vectors do not."""
+    weights = [weight for weight in network.parameters() if weight.requires_grad]
+    groups = [
+        {"params": [w for w in weights if w.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},
+    ]
+    fused = all(weight.device.type in ("cpu", "cuda") for weight in weights)
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=settings.lr, betas=settings.betas, fused=fused
+    )
+
+
+@dataclass
+class TrainingState:
+    """A run between two steps. No random state: every draw is keyed by the seed and the step."""
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: Ema | None
+    scaler: torch.amp.GradScaler | None
+    step: int = 0
+    best: dict[str, Tensor] = field(default_factory=dict)
+    best_loss: float = math.inf
+    best_step: int = 0
+    num_stale: int = 0
+    """Validations since the best one."""
+    loss_sum: float = 0.0
+    """Of the steps since the last record."""
+    loss_count: int = 0
+    history: list[Record] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @classmethod
+    def start(cls, network: nn.Module, settings: TrainingSettings, device: torch.device) -> TrainingState:
+        """The state before the first step; the network is on its device already."""
+        ema = None if settings.ema_decay is None else Ema(network, settings.ema_decay)
+        scaler = torch.amp.GradScaler(device.type) if settings.amp == "fp16" else None
+        return cls(network, adamw(network, settings), ema, scaler)
+
+    def averaged(self) -> Any:
+        """A context in which the network holds the weights that are evaluated: the average, if there is one."""
+        return nullcontext() if self.ema is None else self.ema.applied()
+
+    def keep_if_best(self, held_out_loss: float) -> None:
+        """Remembers the network as it stands (within `averaged`) if no validation was better."""
+        if held_out_loss < self.best_loss:
+            self.best = {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
+            self.best_loss, self.best_step, self.num_stale = held_out_loss, self.step, 0
+        else:
+            self.num_stale += 1
+
+    def install_result(self) -> None:
+        """Leaves in the network what training found: the best weights, or else the average, or else the last."""
+        if self.best:
+            self.network.load_state_dict(self.best)
+        elif self.ema is not None:
+            self.ema.copy_to_network()
+
+    def to_checkpoint(self, identity: Mapping[str, Any]) -> Checkpoint:
+        tensors = {
+            "network": self.network.state_dict(),
+            "optimizer": self._optimizer_tensors(),
+            "ema": {} if self.ema is None else self.ema.average,
+            "best": self.best,
+        }
+        state = {
+            "identity": identity,
+            "best_loss": self.best_loss if self.best else None,
+            "best_step": self.best_step,
+            "num_stale": self.num_stale,
+            "loss_sum": self.loss_sum,
+            "loss_count": self.loss_count,
+            "history": self.history,
+            "seconds": self.seconds,
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+        }
+        return Checkpoint(self.step, tensors, state)
+
+    def restore(self, checkpoint: Checkpoint, identity: Mapping[str, Any]) -> None:
+        """Takes the place of the run that wrote the checkpoint.
+
+        Raises:
+            CheckpointError: it was a run with other settings, other data or another network.
+        """
+        saved = checkpoint.state
+        fix = "Resume with what the run began with, or start anew in another directory."
+        for what in identity:
+            require_same(what, saved["identity"].get(what, {}), identity[what], fix=fix)
+        own, stored = self.network.state_dict(), checkpoint.tensors["network"]
+        require_same("network weights", _shapes(stored), _shapes(own), fix=fix)
+        self.network.load_state_dict(dict(stored))
+        self._restore_optimizer(checkpoint.tensors["optimizer"])
+        if self.ema is not None:
+            for name, average in self.ema.average.items():
+                average.copy_(checkpoint.tensors["ema"][name])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(saved["scaler"])
+        self.step = checkpoint.step
+        self.best = {name: tensor.to(own[name].device) for name, tensor in checkpoint.tensors["best"].items()}
+        self.best_loss = math.inf if saved["best_loss"] is None else saved["best_loss"]
+        for name in ("best_step", "num_stale", "loss_sum", "loss_count", "history", "seconds"):
+            setattr(self, name, saved[name])
+
+    def _optimizer_tensors(self) -> dict[str, Tensor]:
+        """The moments by ``weight's name/moment's name``."""
+        return {
+            f"{name}/{moment}": value
+            for name, weight in self.network.named_parameters()
+            for moment, value in self.optimizer.state.get(weight, {}).items()
+        }
+
+    def _restore_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
+        weights = dict(self.network.named_parameters())
+        for key, value in tensors.items():
+            name, moment = key.rsplit("/", 1)
+            # The step counter of a fused optimizer lives on the weights' device, as the moments do.
+            self.optimizer.state[weights[name]][moment] = value.to(weights[name].device)
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    return {name: f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for name, t in tensors.items()}
