@@ -72,7 +72,7 @@ def train(
         resume: go on from the latest checkpoint of the directory, or start if it has none.
         progress: show a bar; by default if standard error is a terminal.
         on_record: called with each new record of the history, on the main process.
-        accelerator: an ``accelerate.Accelerator``; by default ``Accelerator()``, which follows the launcher.
+        accelerator: an ``accelerate.Accelerator``; by default one that follows the launcher (torchrun).
 
     Raises:
         FlexgenError: the loss or the gradient is not finite; checkpoints written before are intact.
@@ -86,6 +86,13 @@ def train(
     state.install_result()
     network.eval()
     return TrainingResult(stopped, state.step, state.best_step, state.best_loss, state.history, state.seconds)
+
+
+def _default_accelerator() -> Accelerator:
+    from accelerate import Accelerator
+
+    # Unless told, accelerate runs CPU processes started by torchrun as if each were alone.
+    return Accelerator(cpu=not torch.accelerator.is_available())
 
 
 class _Step(nn.Module):
@@ -120,10 +127,7 @@ class _Run:
         directory: str | Path | None,
         accelerator: Accelerator | None,
     ) -> None:
-        if accelerator is None:
-            from accelerate import Accelerator
-
-            accelerator = Accelerator()
+        accelerator = _default_accelerator() if accelerator is None else accelerator
         self.accelerator, self.device = accelerator, accelerator.device
         self.rank, self.num_processes = accelerator.process_index, accelerator.num_processes
         if settings.batch_size % self.num_processes:
@@ -205,7 +209,8 @@ class _Run:
         streams = rng.Streams(rng.key(settings.seed, "objective", state.step), self.places)
         seed_dropout(rng.key(settings.seed, "dropout", state.step, self.rank), self.device)
         with autocast(settings, self.device):
-            loss = self.forward(batch, streams).float().mean()
+            losses = self.forward(batch, streams)
+            loss = losses.mean(dtype=torch.promote_types(losses.dtype, torch.float32))
         scaler = state.scaler
         (loss if scaler is None else scaler.scale(loss)).backward()
         if scaler is not None:
@@ -222,7 +227,7 @@ class _Run:
         state.optimizer.zero_grad()
         if state.ema is not None:
             state.ema.update(state.step)
-        return torch.stack([loss.detach(), norm.float()])
+        return torch.stack([loss.detach().float(), norm.float()])
 
     def _read(self, unread: list[Tensor], wishes: dict[Stop, bool]) -> Stop | None:
         """Checks the latest losses, and agrees with the other processes on whether to stop before the end.

@@ -14,13 +14,17 @@ from flexgen.training import MaskedLikelihood, TensorData, TrainingSettings
 class UniformLaw:
     """The number of observed sites uniform, which ones uniform, every other one a target."""
 
-    def draw(self, present: Tensor, *, generator: Randomness, x: Tensor | None = None) -> MaskDraw:
+    def draw(self, present: Tensor, *, generator: Randomness, x: Tensor | None = None) -> MaskDraw:  # noqa: ARG002
         num_rows, num_sites = present.shape
         count = rng.integers(num_sites, (num_rows, 1), generator=generator)
         rank = rng.permutation(num_rows, num_sites, generator=generator).argsort(-1)
         observed = (rank < count) & present
         target = ~observed & present
         return MaskDraw(Query(target, observed), target.sum(-1).clamp_min(1).float().reciprocal())
+
+
+def _at_least_float(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 class ToyNetwork(nn.Module, MarginalConditional):
@@ -49,11 +53,13 @@ class ToyNetwork(nn.Module, MarginalConditional):
 
     def forward(self, x: Tensor, observed: Tensor) -> Tensor:
         value = torch.where(observed, 2.0 * x.float() - 1.0, 0.0)
-        return self.layers(torch.cat([value, observed.float()], -1))
+        return self.layers(torch.cat([value, observed.float()], -1).to(self.layers[0].weight.dtype))
 
     def marginals(self, x: Tensor, query: Query) -> CategoricalMarginals:
-        logit = self(x, query.expand(len(x)).observed).float()
-        return CategoricalMarginals(nn.functional.logsigmoid(torch.stack([-logit, logit], -1)))
+        logit = self(x, query.expand(len(x)).observed)
+        return CategoricalMarginals(
+            nn.functional.logsigmoid(torch.stack([-logit, logit], -1).to(_at_least_float(logit)))
+        )
 
 
 def joint(num_sites: int, *, seed: int = 0) -> Tensor:
