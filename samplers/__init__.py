@@ -1,3 +1,58 @@
 """Which query comes next, and the one loop that asks it: mask laws, schedules, Gibbs and any-order samplers."""
 
 from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from samplers import any_order as any_order
+    from samplers import chains as chains
+    from samplers import laws as laws
+    from samplers import observers as observers
+    from samplers import parallel as parallel
+    from samplers import scans as scans
+    from samplers import tempering as tempering
+    from samplers.any_order import AnyOrder as AnyOrder
+    from samplers.gibbs import GibbsSampler as GibbsSampler
+    from samplers.metropolis import MetropolisSampler as MetropolisSampler
+    from samplers.parallel import ParallelDecode as ParallelDecode
+    from samplers.reducibility import ReducibleWarning as ReducibleWarning
+    from samplers.results import ChainResult as ChainResult
+    from samplers.results import ChainState as ChainState
+    from samplers.schedule import Factorized as Factorized
+    from samplers.schedule import Schedule as Schedule
+    from samplers.schedule import run as run
+    from samplers.tempering import ParallelTempering as ParallelTempering
+    from samplers.tempering import TemperedConditional as TemperedConditional
+
+# Public name -> module that holds it. Loaded on first use (PEP 562), so that `import samplers` stays light.
+_LAZY = {
+    "AnyOrder": "samplers.any_order",
+    "ChainResult": "samplers.results",
+    "ChainState": "samplers.results",
+    "Factorized": "samplers.schedule",
+    "GibbsSampler": "samplers.gibbs",
+    "MetropolisSampler": "samplers.metropolis",
+    "ParallelDecode": "samplers.parallel",
+    "ParallelTempering": "samplers.tempering",
+    "ReducibleWarning": "samplers.reducibility",
+    "Schedule": "samplers.schedule",
+    "TemperedConditional": "samplers.tempering",
+    "run": "samplers.schedule",
+}
+_SUBMODULES = frozenset({"any_order", "chains", "laws", "observers", "parallel", "scans", "tempering"})
+
+__all__ = sorted((*_LAZY, *_SUBMODULES))
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    if name in _SUBMODULES:
+        return importlib.import_module(f"samplers.{name}")
+    raise AttributeError(f"module 'samplers' has no attribute {name!r}; its public names are {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,196 @@
+"""Any-order decoding: the chain rule, one site at a time, in orders of one's choice.
+
+Guarantee: sampling with a given order draws from exactly the law that `log_prob` with that order assigns, whatever the
+conditionals. If these are compatible, every order gives the same law, the joint. If not, each order is a model of its
+own, and random orders are their mixture, whose log-probability is the log of the *mean likelihood* over all N! orders;
+`log_prob` with a few random orders estimates it (without bias as a likelihood, low by Jensen's inequality as a log).
+
+Sources: Uria, Murray & Larochelle (2014), *A deep and tractable density estimator*; Hoogeboom et al. (2022),
+*Autoregressive diffusion models*.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flexgen import rng
+from flexgen.conditional import Conditional, HasLogProb, HasMarginals
+from flexgen.errors import FlexgenError, SpaceError, UnsupportedQueryError
+from flexgen.query import Query
+from flexgen.rng import Randomness
+from samplers.schedule import SiteQuery, Walk, first_in_order, query_from_dict, query_to_dict, run
+
+__all__ = ["AnyOrder", "energy", "log_prob", "sample"]
+
+
+@dataclass(frozen=True, eq=False)
+class AnyOrder:
+    """The targets of a query, one at a time: a `Schedule`.
+
+    Args:
+        query: what is asked, ``[N]`` or ``[B, N]``.
+        order: int64 ``[N]`` or ``[B, N]``, permutations of all sites; None: a random one for each row.
+    """
+
+    query: Query
+    order: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.order is not None:
+            _check_order("order", self.order, self.query.num_sites)
+
+    @property
+    def num_evaluations(self) -> int:
+        return int(self.query.target.sum(-1).max()) if self.query.target.numel() else 0
+
+    @property
+    def critical_path(self) -> int:
+        return self.num_evaluations
+
+    def walk(self, x: Tensor, *, generator: Randomness) -> Walk:
+        query = self.query.expand(len(x))
+        order = self.order
+        if order is None:
+            order = rng.permutation(len(x), query.num_sites, generator=generator)
+        yield from _site_by_site(query, order)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"query": query_to_dict(self.query), "order": None if self.order is None else self.order.tolist()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> AnyOrder:
+        order = None if data["order"] is None else torch.tensor(data["order"], dtype=torch.int64)
+        return cls(query_from_dict(data["query"]), order)
+
+    def __repr__(self) -> str:
+        how = "random orders" if self.order is None else "given order"
+        return f"AnyOrder({self.query}, {how}, {self.num_evaluations} evaluations)"
+
+
+def sample(
+    conditional: Conditional,
+    x: Tensor,
+    query: Query,
+    *,
+    generator: Randomness | int | None,
+    order: Tensor | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """x with the target drawn by the chain rule, ``[B, N]``; by default each row in a random order of its own."""
+    refuse_missing(x, query)
+    return run(conditional, x, AnyOrder(query, order), generator=generator, progress=progress)
+
+
+def log_prob(
+    conditional: Conditional,
+    x: Tensor,
+    query: Query | None = None,
+    *,
+    orders: int | Tensor = 1,
+    generator: Randomness | int | None = None,
+) -> Tensor:
+    """log of the mean over orders of the chain-rule likelihood p(x_P | x_C), in nats, ``[B]``.
+
+    Args:
+        conditional: has marginals or log-probabilities.
+        x: ``[B, N]``.
+        query: what is asked; default: all sites given nothing.
+        orders: int64 ``[M, N]``, or ``[M, B, N]`` where rows differ; or a number M of random orders a row, which need
+            a generator.
+        generator: of the random orders.
+
+    Cost: M evaluations for every target.
+    """
+    if query is None:
+        query = Query.rest(torch.zeros(x.shape[1], dtype=torch.bool, device=x.device))
+    query = query.expand(len(x))
+    refuse_missing(x, query, targets=True)
+    if isinstance(orders, int):
+        if orders < 1:
+            raise FlexgenError("orders", f"is {orders}", "Average over at least one order.")
+        if generator is None:
+            raise FlexgenError("generator", "is not given, but orders are to be drawn", "Pass one, or pass the orders.")
+        source = rng.resolve(generator, x.device)
+        num_orders = orders
+        each = (rng.permutation(len(x), x.shape[1], generator=source) for _ in range(num_orders))
+    else:
+        _check_order("orders", orders, x.shape[1])
+        if orders.ndim == 1:
+            orders = orders[None]
+        num_orders = len(orders)
+        each = (order for order in orders)
+    terms = torch.stack([_one_order(conditional, x, query, order) for order in each])  # [M, B]
+    return terms.logsumexp(0) - math.log(num_orders)
+
+
+def energy(conditional: Conditional, orders: Tensor) -> Callable[[Tensor], Tensor]:
+    """-log of the any-order likelihood over fixed orders ``[M, N]``, for `MetropolisSampler`."""
+    if orders.ndim not in (1, 2):
+        raise FlexgenError("orders", f"has shape {tuple(orders.shape)}", "Pass fixed orders, [N] or [M, N].")
+    return lambda x: -log_prob(conditional, x, orders=orders)
+
+
+def refuse_missing(x: Tensor, query: Query, *, targets: bool = False) -> None:
+    """Raises if a value that a query will read is NaN."""
+    if not x.is_floating_point():
+        return
+    read = query.observed | query.target if targets else query.observed
+    missing = torch.isnan(x).flatten(2).any(2) if x.ndim > 2 else torch.isnan(x)  # [B, N]
+    missing = missing & read
+    if missing.any():
+        row, site = (int(i) for i in missing.nonzero()[0])
+        raise SpaceError(
+            "x",
+            f"holds NaN at row {row}, site {site}, which the query {'reads' if targets else 'conditions on'}",
+            "Leave missing entries out of the query, for example observed=~x.isnan().",
+        )
+
+
+def _site_by_site(query: Query, order: Tensor) -> Walk:
+    """The queries of ``query.chain(order)``, for a batched query, with the site's number along."""
+    sites, counts = first_in_order(query.target, order.to(query.device))  # [B, N], [B]
+    num_steps, fewest = int(counts.max()), int(counts.min())
+    observed = query.observed
+    for step in range(num_steps):
+        site = sites[:, step]
+        asks = None if step < fewest else step < counts
+        target = torch.zeros_like(observed).scatter_(1, site[:, None], True) & query.target  # [B, N]
+        if asks is not None:
+            target &= asks[:, None]
+        yield SiteQuery.make(target, observed, site, asks)
+        observed = observed | target
+
+
+def _one_order(conditional: Conditional, x: Tensor, query: Query, order: Tensor) -> Tensor:
+    total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    walk = _site_by_site(query, order)
+    for step in walk:
+        assert isinstance(step, Query)
+        if isinstance(conditional, HasMarginals):
+            each = conditional.marginals(x, step).log_prob(x)  # [B, N]
+            total = total + torch.where(step.target, each, 0.0).sum(-1)
+        elif isinstance(conditional, HasLogProb):
+            total = total + conditional.log_prob(x, step)
+        else:
+            raise UnsupportedQueryError(
+                "conditional",
+                f"{type(conditional).__name__} has no density",
+                "Pass one with log_prob() or marginals().",
+            )
+    return total
+
+
+def _check_order(argument: str, order: Tensor, num_sites: int) -> None:
+    places = torch.arange(num_sites, device=order.device)
+    if order.shape[-1] != num_sites or not torch.equal(order.sort(-1).values, places.expand(order.shape)):
+        raise FlexgenError(
+            argument,
+            f"holds rows that are no permutation of the {num_sites} sites (shape {tuple(order.shape)})",
+            f"Every row names each of 0 to {num_sites - 1} once; targets are visited as they occur in it.",
+        )

@@ -1,0 +1,321 @@
+"""Many Markov chains in one batch: what the Gibbs, Metropolis and tempering samplers share.
+
+Every chain has a random stream of its own, named by its number, and every sweep a place of its own in that stream.
+Hence the draws of chain 17 depend neither on ``chain_batch``, nor on which other chains ran in this process, and a
+resumed run equals an uninterrupted one bit for bit (as far as the conditional's own arithmetic does not depend on the
+number of rows: some matrix libraries round a batch of one differently).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flexgen import rng
+from flexgen.conditional import CanSample, Conditional
+from flexgen.errors import FlexgenError, SpaceError, UnsupportedQueryError
+from flexgen.query import Query
+from flexgen.rng import Randomness, Streams
+from flexgen.space import Space
+from samplers.observers import Observer
+from samplers.reducibility import MAX_SWEEPS, ReducibilityWatch, warn_if_stuck
+from samplers.results import ChainResult, ChainState
+from samplers.scans import Scan, Sweep
+from samplers.schedule import progress_bar
+
+__all__ = ["ChainSampler"]
+
+# Counters of a stream: a sweep has 2^40 of them, its last quarter is free for what follows the scan (swaps).
+SWEEP_STRIDE = 1 << 40
+_INITIAL = -SWEEP_STRIDE
+
+
+class ChainSampler(ABC):
+    """Runs sweeps of a scan over many chains; subclasses say what a sweep does.
+
+    Args:
+        conditional: answers the queries.
+        scan: in which order the free sites are visited.
+    """
+
+    # Copies of the state that each chain carries (parallel tempering has one a temperature).
+    num_replicas = 1
+
+    def __init__(self, conditional: Conditional, *, scan: Scan) -> None:
+        self.conditional = conditional
+        self.scan = scan
+
+    @property
+    def space(self) -> Space:
+        return self.conditional.space
+
+    @abstractmethod
+    def _sweep(self, x: Tensor, sweep: Sweep, streams: Streams, watch: ReducibilityWatch | None) -> Tensor:
+        """The state after one sweep, a new tensor."""
+
+    def _start_counting(self) -> None:  # noqa: B027
+        """Called before the first sweep."""
+
+    def _statistics(self) -> dict[str, Tensor]:
+        """What the sampler counted since: acceptance rates."""
+        return {}
+
+    def run(
+        self,
+        *,
+        draws: int,
+        chains: int | None = None,
+        warmup: int = 0,
+        thin: int = 1,
+        x: Tensor | None = None,
+        clamped: Tensor | Query | None = None,
+        initialise: bool | None = None,
+        generator: Randomness | int | None = None,
+        state: ChainState | None = None,
+        observers: Iterable[Observer] = (),
+        store: bool = True,
+        chain_batch: int | None = None,
+        chain_ids: Sequence[int] | Tensor | None = None,
+        progress: bool = False,
+    ) -> ChainResult:
+        """Runs the chains.
+
+        Args:
+            draws: draws to keep of every chain (S).
+            chains: how many chains (B); default: the rows of `x`.
+            warmup: sweeps before the first draw, not kept.
+            thin: sweeps per draw.
+            x: ``[B, N, *site]`` or ``[N, *site]`` for all chains: where to start, and the values of
+                clamped sites.
+            clamped: sites that keep the values they have in `x`, bool ``[N]``, or ``[B, N]`` where chains differ; or
+                a query, whose observed sites are meant. Prefer ``[N]`` where chains agree, which is faster.
+            initialise: draw the free sites before the first sweep, from p(x_free | x_clamped) if the conditional can
+                answer that, else uniformly if they are categorical; `x` is then read where it is clamped only.
+                Default: only where `x` is not given.
+            generator: a seed for the chains' streams is drawn from it; None: a fresh one.
+            state: continue from the `state` of an earlier result, in place of `chains`, `x`, `clamped`, `generator`
+                and `chain_ids`.
+            observers: are shown every kept draw; see ``samplers.observers``.
+            store: keep the draws, ``[S, B, N]``; without, only observers see them.
+            chain_batch: chains evaluated at once; default: all. Changes memory and speed, not the draws.
+            chain_ids: the chains' names, from which their streams derive; default 0 .. B-1. Processes that share a
+                job give each its own part of the range.
+            progress: show a progress bar on stderr.
+
+        Returns:
+            The draws, diagnostics and the state. After a KeyboardInterrupt: whatever was drawn until then, with
+            ``interrupted=True``, from whose state the run can go on.
+        """
+        _require_counts(draws=draws, warmup=warmup, thin=thin, chain_batch=chain_batch)
+        if state is None:
+            state = self._initial_state(chains, x, clamped, initialise, generator, chain_batch, chain_ids)
+        else:
+            given = {"chains": chains, "x": x, "clamped": clamped, "generator": generator, "chain_ids": chain_ids}
+            _refuse_beside_state(**given)
+        replicas, num_chains = self.num_replicas, len(state.chain_ids)
+        batches = [slice(r.start, r.stop) for r in _batches(num_chains * replicas, chain_batch, replicas)]
+        free = ~state.clamped
+        sweeps = [self.scan.over(free if free.ndim == 1 else free[rows]) for rows in batches]
+        streams = [Streams(state.seed, self._row_names(state.chain_ids)[rows]) for rows in batches]
+        watches = [
+            ReducibilityWatch(self.space, sweep.free, len(state.x[rows]))
+            for sweep, rows in zip(sweeps, batches, strict=True)
+        ]
+        self._start_counting()
+
+        stored = state.x.new_empty(draws, num_chains, *state.x.shape[1:]) if store else None
+        parts = [state.x[rows] for rows in batches]
+        moved = torch.zeros(len(state.x), dtype=torch.bool, device=state.x.device)
+        total = warmup + draws * thin
+        # What is certain at any moment of an interrupt: the states, the sweeps they have seen, the draws kept.
+        done: tuple[list[Tensor], int, int] = (parts, 0, 0)
+        interrupted = False
+        try:
+            with progress_bar(total if progress else None, type(self).__name__) as advance:
+                for sweep_number in range(1, total + 1):
+                    parts, _, kept = done
+                    counter = (state.num_sweeps + sweep_number) * SWEEP_STRIDE
+                    watched = sweep_number <= min(warmup, MAX_SWEEPS)
+                    following = []
+                    for i, part in enumerate(parts):
+                        streams[i].counter = counter
+                        new = self._sweep(part, sweeps[i], streams[i], watches[i] if watched else None)
+                        moved[batches[i]] |= (new != part).flatten(1).any(1)
+                        following.append(new)
+                    if sweep_number > warmup and (sweep_number - warmup) % thin == 0:
+                        draw = (following[0] if len(following) == 1 else torch.cat(following))[::replicas]
+                        if stored is not None:
+                            stored[kept] = draw
+                        for observer in observers:
+                            observer.update(draw)
+                        kept += 1
+                    done = (following, sweep_number, kept)
+                    advance()
+        except KeyboardInterrupt:
+            interrupted = True
+        parts, num_sweeps, kept = done
+        final = ChainState(torch.cat(parts), state.clamped, state.chain_ids, state.seed, state.num_sweeps + num_sweeps)
+        warn_if_stuck(watches, moved, free, num_sweeps, self.space.names)
+        return ChainResult(
+            None if stored is None else stored[:kept], final, self.space.names, self._statistics(), interrupted
+        )
+
+    def _initial_state(
+        self,
+        chains: int | None,
+        x: Tensor | None,
+        clamped: Tensor | Query | None,
+        initialise: bool | None,
+        generator: Randomness | int | None,
+        chain_batch: int | None,
+        chain_ids: Sequence[int] | Tensor | None,
+    ) -> ChainState:
+        space, replicas = self.space, self.num_replicas
+        clamped = clamped.observed if isinstance(clamped, Query) else clamped
+        if x is not None and x.ndim == 1 + len(space.site_shape):
+            x = x[None].expand(chains or 1, *x.shape)
+        num_chains = _agree_on_chains(chains, x, chain_ids, clamped)
+        device = x.device if x is not None else _device(generator)
+        if clamped is None:
+            clamped = torch.zeros(space.num_sites, dtype=torch.bool, device=device)
+        _check_clamped(clamped, num_chains, space.num_sites)
+        if x is None:
+            if bool(clamped.any()):
+                raise FlexgenError("x", "is not given, but sites are clamped", "Pass the clamped values in x.")
+            if initialise is False:
+                raise FlexgenError("x", "is not given, and initialise=False", "Pass states to start from.")
+            dtype = torch.int64 if space.is_finite else torch.get_default_dtype()
+            x = torch.zeros(num_chains, space.num_sites, *space.site_shape, dtype=dtype, device=device)
+            initialise = True
+        ids = torch.arange(num_chains) if chain_ids is None else torch.as_tensor(chain_ids, dtype=torch.int64)
+        ids = ids.to(device)
+        seed = rng.seed_from(generator)
+        _refuse_missing(x, clamped if initialise else None, space)
+        space.validate(x, where=clamped if initialise else None)
+        x = x.repeat_interleave(replicas, 0)
+        if clamped.ndim == 2:
+            clamped = clamped.repeat_interleave(replicas, 0)
+        if initialise:
+            names = self._row_names(ids)
+            x = torch.cat(
+                [
+                    _draw_free(
+                        self.conditional,
+                        x[r.start : r.stop],
+                        clamped if clamped.ndim == 1 else clamped[r.start : r.stop],
+                        Streams(seed, names[r.start : r.stop], counter=_INITIAL),
+                    )
+                    for r in _batches(len(x), chain_batch, replicas)
+                ]
+            )
+        return ChainState(x.clone(), clamped.clone(), ids, seed, 0)
+
+    def _row_names(self, chain_ids: Tensor) -> Tensor:
+        """The streams' names: one for each chain and replica."""
+        replicas = torch.arange(self.num_replicas, device=chain_ids.device)
+        return (chain_ids[:, None] * self.num_replicas + replicas).flatten()
+
+
+def _draw_free(conditional: Conditional, x: Tensor, clamped: Tensor, streams: Streams) -> Tensor:
+    """A start: the free sites drawn from the conditional if it can say, else uniformly."""
+    space = conditional.space
+    events = (1,) * len(space.site_shape)
+    x = torch.where(clamped.view(*clamped.shape, *events), x, torch.zeros((), dtype=x.dtype, device=x.device))
+    if isinstance(conditional, CanSample):
+        try:
+            with torch.no_grad():
+                return conditional.sample(x, Query.rest(clamped), generator=streams)
+        except UnsupportedQueryError:
+            pass
+    others = [
+        site.name or str(i)
+        for i, site in enumerate(space.sites)
+        if (site.kind != "categorical" or site.shape) and not bool(clamped[..., i].all())
+    ]
+    if others:
+        raise FlexgenError(
+            "x",
+            f"is to be initialised, but the conditional cannot draw p(x_free | x_clamped), and site {others[0]!r} is "
+            "not categorical, so there is no uniform law to start from",
+            "Pass states to start from, for example rows of the data.",
+        )
+    sizes = torch.tensor(space.num_categories, device=x.device)
+    uniform = (rng.uniform(x.shape, generator=streams, dtype=torch.float64) * sizes).long()
+    return torch.where(clamped, x, uniform.to(x.dtype))
+
+
+def _batches(num_rows: int, chain_batch: int | None, replicas: int) -> list[range]:
+    size = num_rows if chain_batch is None else chain_batch * replicas
+    return [range(start, min(start + size, num_rows)) for start in range(0, num_rows, max(size, 1))]
+
+
+def _device(generator: Randomness | int | None) -> torch.device:
+    return generator.device if isinstance(generator, torch.Generator | Streams) else torch.device("cpu")
+
+
+def _require_counts(*, draws: int, warmup: int, thin: int, chain_batch: int | None) -> None:
+    least = {"draws": (draws, 0), "warmup": (warmup, 0), "thin": (thin, 1)}
+    if chain_batch is not None:
+        least["chain_batch"] = (chain_batch, 1)
+    for name, (value, smallest) in least.items():
+        if value < smallest:
+            raise FlexgenError(name, f"is {value}", f"Give at least {smallest}.")
+
+
+def _refuse_beside_state(**given: Any) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise FlexgenError(name, "is given beside state, which already holds it", "Leave it out to continue.")
+
+
+def _agree_on_chains(
+    chains: int | None, x: Tensor | None, chain_ids: Sequence[int] | Tensor | None, clamped: Tensor | None
+) -> int:
+    counts = {
+        "chains": chains,
+        "x": None if x is None else len(x),
+        "chain_ids": None if chain_ids is None else len(chain_ids),
+        "clamped": len(clamped) if clamped is not None and clamped.ndim == 2 else None,
+    }
+    named = {name: count for name, count in counts.items() if count is not None}
+    if not named:
+        raise FlexgenError("chains", "is not given", "Say how many chains to run, or pass their states as x.")
+    (first, count), *others = named.items()
+    for name, other in others:
+        if other != count:
+            raise FlexgenError(name, f"is for {other} chain(s), but {first} for {count}", "Let them agree.")
+    if count < 1:
+        raise FlexgenError(first, f"is for {count} chains", "Run at least one.")
+    return count
+
+
+def _check_clamped(clamped: Tensor, num_chains: int, num_sites: int) -> None:
+    if clamped.dtype != torch.bool or tuple(clamped.shape) not in ((num_sites,), (num_chains, num_sites)):
+        raise FlexgenError(
+            "clamped",
+            f"has shape {tuple(clamped.shape)} and type {clamped.dtype}",
+            f"Pass booleans [N] = [{num_sites}] or [B, N] = [{num_chains}, {num_sites}], True where a site "
+            "keeps its value.",
+        )
+
+
+def _refuse_missing(x: Tensor, where: Tensor | None, space: Space) -> None:
+    if not x.is_floating_point():
+        return
+    if x.ndim != 2 + len(space.site_shape) or x.shape[1] != space.num_sites:
+        return  # Space.validate says what shape is meant
+    missing = torch.isnan(x).flatten(2).any(2)
+    if where is not None:
+        missing &= where
+    if missing.any():
+        row, site = (int(i) for i in missing.nonzero()[0])
+        raise SpaceError(
+            "x",
+            f"holds NaN at chain {row}, site {space.names[site]!r}",
+            "Every site is conditioned on in turn and needs a value: pass clamped=~x.isnan() and initialise=True to "
+            "draw the missing ones.",
+        )

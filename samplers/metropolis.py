@@ -1,0 +1,144 @@
+"""Metropolis-Hastings: conditionals propose, an energy decides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from flexgen import rng
+from flexgen.conditional import CanSample, Conditional, HasLogProb, HasMarginals
+from flexgen.errors import FlexgenError, UnsupportedQueryError
+from flexgen.query import Query
+from flexgen.rng import Randomness, Streams
+from flexgen.space import Space
+from samplers.driver import ChainSampler
+from samplers.reducibility import ReducibilityWatch
+from samplers.scans import Scan, Sweep
+from samplers.schedule import SiteQuery, run
+
+__all__ = ["Energy", "MetropolisKernel", "MetropolisSampler"]
+
+Energy = Callable[[Tensor], Tensor]
+"""-log of an unnormalised probability: ``[B, N, *site]`` to ``[B]``; +inf where it vanishes."""
+
+
+class MetropolisSampler(ChainSampler):
+    """Metropolis-Hastings over many chains, with a conditional's draws as the proposals.
+
+    Each step of the scan proposes x'_P from q(x_P | x_C) and accepts with probability
+
+        min(1, exp(E(x) - E(x')) q(x_P | x_C) / q(x'_P | x_C)),    C: all sites outside P.
+
+    Guarantee: exp(-E) is invariant, whatever the conditionals, and each step is reversible; incompatible conditionals
+    cost acceptance, not correctness. With the complete conditionals of exp(-E) itself everything is accepted and the
+    sampler is the Gibbs sampler. Ratios are float64.
+
+    Caveats: where q vanishes and exp(-E) does not, the chain may be unable to go. Draws of a correction against an
+    any-order likelihood (``samplers.any_order.energy``) cost as many evaluations as the model has sites, per step.
+
+    Cost: per step one evaluation of the conditional if it has marginals (else three) and one of the energy.
+
+    Args:
+        conditional: proposes; needs `sample` and `log_prob`, or marginals.
+        energy: ``[B, N]`` to ``[B]``, the negative log of the unnormalised target.
+        scan: one-site or blocked; the result's ``statistics["acceptance_rate"]`` is ``[N]``, by site.
+
+    Source: Hastings (1970).
+    """
+
+    def __init__(self, conditional: Conditional, energy: Energy, *, scan: Scan) -> None:
+        super().__init__(conditional, scan=scan)
+        self.energy = energy
+        self._kernel = MetropolisKernel(conditional, energy)
+
+    def _sweep(self, x: Tensor, sweep: Sweep, streams: Streams, watch: ReducibilityWatch | None) -> Tensor:  # noqa: ARG002
+        return run(self._kernel, x, sweep, generator=streams)
+
+    def _start_counting(self) -> None:
+        self._kernel = MetropolisKernel(self.conditional, self.energy)
+
+    def _statistics(self) -> dict[str, Tensor]:
+        return {"acceptance_rate": self._kernel.acceptance_rate()}
+
+
+class MetropolisKernel:
+    """One Metropolis-Hastings step in the shape of a conditional, so that `run` can walk it.
+
+    Unlike a conditional it reads the target's present values: ``sample(x, query)`` is a move from x, and what it
+    leaves invariant is exp(-E), not p(x_P | x_C) drawn afresh.
+
+    Args:
+        conditional: proposes.
+        energy: ``[B, N]`` to ``[B]``.
+    """
+
+    def __init__(self, conditional: Conditional, energy: Energy) -> None:
+        self.conditional = conditional
+        self.energy = energy
+        num_sites = conditional.space.num_sites
+        self.num_accepted = torch.zeros(num_sites, dtype=torch.int64)
+        self.num_proposed = torch.zeros(num_sites, dtype=torch.int64)
+        self._known: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def space(self) -> Space:
+        return self.conditional.space
+
+    def sample(self, x: Tensor, query: Query, *, generator: Randomness) -> Tensor:
+        proposal, log_q_back, log_q_forth = _propose(self.conditional, x, query, generator)
+        energy = self._energy_of(x)
+        proposed_energy = self._evaluate(proposal)
+        log_ratio = energy - proposed_energy + log_q_back - log_q_forth  # [B]
+        u = rng.uniform((len(x),), generator=generator, dtype=torch.float64)
+        # u < ratio in logs; log1p(-u) is finite, since u < 1. A NaN (both energies infinite) is refused.
+        accepted = torch.log1p(-u) < log_ratio  # [B]
+        self._count(accepted, query)
+        x = torch.where(accepted.view(-1, *(1,) * (x.ndim - 1)), proposal, x)
+        self._known = (x, torch.where(accepted, proposed_energy, energy))
+        return x
+
+    def acceptance_rate(self) -> Tensor:
+        """Accepted over proposed of every site, ``[N]``; NaN where nothing was proposed."""
+        return self.num_accepted / self.num_proposed
+
+    def _energy_of(self, x: Tensor) -> Tensor:
+        """The energy of the present state, which the last step has computed if it ended in this very tensor."""
+        if self._known is not None and self._known[0] is x:
+            return self._known[1]
+        return self._evaluate(x)
+
+    def _evaluate(self, x: Tensor) -> Tensor:
+        energy = self.energy(x).to(torch.float64)
+        if energy.shape != (len(x),):
+            raise FlexgenError(
+                "energy", f"returned shape {tuple(energy.shape)}", f"Return one number a row, [{len(x)}]."
+            )
+        return energy
+
+    def _count(self, accepted: Tensor, query: Query) -> None:
+        target = query.target.expand(len(accepted), -1)
+        self.num_proposed += target.sum(0).cpu()
+        self.num_accepted += (target & accepted[:, None]).sum(0).cpu()
+
+
+def _propose(conditional: Conditional, x: Tensor, query: Query, generator: Randomness) -> tuple[Tensor, Tensor, Tensor]:
+    """A proposal with log q of going back and of going forth, ``[B]`` float64."""
+    if isinstance(query, SiteQuery) and isinstance(conditional, HasMarginals):
+        marginals = conditional.marginals(x, query)
+        draw = marginals.sample(generator=generator).to(x.dtype)
+        proposal = torch.where(query.target.view(*query.target.shape, *(1,) * (x.ndim - 2)), draw, x)
+
+        def log_q(value: Tensor) -> Tensor:
+            return torch.where(query.target, marginals.log_prob(value).double(), 0.0).sum(-1)
+
+        return proposal, log_q(x), log_q(proposal)
+    if not isinstance(conditional, CanSample) or not isinstance(conditional, HasLogProb):
+        raise UnsupportedQueryError(
+            "conditional",
+            f"{type(conditional).__name__} has no density, which the acceptance ratio needs",
+            "Pass a conditional with sample() and log_prob().",
+        )
+    proposal = conditional.sample(x, query, generator=generator)
+    return proposal, conditional.log_prob(x, query).double(), conditional.log_prob(proposal, query).double()

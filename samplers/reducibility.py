@@ -1,0 +1,147 @@
+"""Warnings about chains that cannot reach all states.
+
+A scan of Gibbs updates explores every state only if the conditionals leave it a way. Two sites that determine each
+other (x_1 = x_0) never move one at a time, however long the chain; the remedy is to update them as a block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from flexgen.conditional import (
+    CanSample,
+    CategoricalMarginals,
+    Conditional,
+    HasMarginals,
+    MarginalConditional,
+    Marginals,
+)
+from flexgen.errors import UnsupportedQueryError
+from flexgen.query import Query
+from flexgen.rng import Randomness
+from flexgen.space import Space
+from samplers.schedule import SiteQuery, draws_by_marginals
+
+__all__ = ["ReducibilityWatch", "ReducibleWarning", "warn_if_stuck"]
+
+# The first sweeps of the warm-up are watched; fewer visits than this say nothing.
+MAX_SWEEPS = 20
+MIN_VISITS = 10
+
+
+class ReducibleWarning(UserWarning):
+    """Chains that seem unable to reach all states: deterministic conditionals, or a chain that never moved."""
+
+
+class ReducibilityWatch:
+    """Notes how often each chain visited each site, and whether it ever had a choice there.
+
+    Args:
+        space: of the sites; a site with one category needs no choice.
+        free: bool ``[N]`` or ``[B, N]``.
+        num_rows: B.
+    """
+
+    def __init__(self, space: Space, free: Tensor, num_rows: int) -> None:
+        single = torch.tensor([site.num_categories == 1 for site in space.sites], device=free.device)
+        self.has_choice = single.expand(num_rows, -1).clone()  # [B, N]
+        self.num_visits = torch.zeros(num_rows, space.num_sites, dtype=torch.int32, device=free.device)  # [B, N]
+
+    def note(self, marginals: Marginals, query: SiteQuery) -> None:
+        if isinstance(marginals, CategoricalMarginals):
+            self.num_visits += query.target
+            self.has_choice |= (marginals.log_probs.amax(-1) < 0) & query.target
+
+    def stuck(self) -> Tensor:
+        """Bool ``[B, N]``: places that were deterministic given the rest at every one of enough visits."""
+        return ~self.has_choice & (self.num_visits >= MIN_VISITS)
+
+
+def watched(conditional: Conditional, watch: ReducibilityWatch | None) -> Conditional:
+    """The conditional, with `watch` looking on; it draws the same numbers."""
+    if watch is None or not isinstance(conditional, HasMarginals):
+        return conditional
+    return (
+        _WatchedMarginals(conditional, watch)
+        if draws_by_marginals(conditional)
+        else _WatchedSampler(conditional, watch)
+    )
+
+
+class _WatchedMarginals(MarginalConditional):
+    """Notes marginals as they pass."""
+
+    def __init__(self, conditional: HasMarginals, watch: ReducibilityWatch) -> None:
+        self._conditional = conditional
+        self._watch = watch
+
+    @property
+    def space(self) -> Space:
+        return self._conditional.space
+
+    def marginals(self, x: Tensor, query: Query) -> Marginals:
+        marginals = self._conditional.marginals(x, query)
+        if isinstance(query, SiteQuery):
+            self._watch.note(marginals, query)
+        return marginals
+
+
+class _WatchedSampler:
+    """Asks for the marginals of a one-site query besides drawing its answer, where they can be had."""
+
+    def __init__(self, conditional: HasMarginals, watch: ReducibilityWatch) -> None:
+        self._conditional = conditional
+        self._watch = watch
+
+    @property
+    def space(self) -> Space:
+        return self._conditional.space
+
+    def marginals(self, x: Tensor, query: Query) -> Marginals:
+        return self._conditional.marginals(x, query)
+
+    def sample(self, x: Tensor, query: Query, *, generator: Randomness) -> Tensor:
+        if isinstance(query, SiteQuery):
+            with contextlib.suppress(UnsupportedQueryError):
+                self._watch.note(self._conditional.marginals(x, query), query)
+        if not isinstance(self._conditional, CanSample):
+            raise UnsupportedQueryError(
+                "conditional", f"{type(self._conditional).__name__} cannot draw samples", "Pass one that has sample()."
+            )
+        return self._conditional.sample(x, query, generator=generator)
+
+
+def warn_if_stuck(
+    watches: Iterable[ReducibilityWatch], moved: Tensor, free: Tensor, num_sweeps: int, names: Sequence[str]
+) -> None:
+    """Warns about sites without a choice, or else about chains that never moved.
+
+    Args:
+        moved: bool ``[B]``, chains whose state ever changed from one sweep to the next.
+        free: bool ``[N]`` or ``[B, N]``.
+        num_sweeps: how many sweeps the chains had for it; below `MAX_SWEEPS` standing still says nothing.
+    """
+    stuck = torch.cat([watch.stuck() for watch in watches])  # [B, N]
+    if bool(stuck.any()):
+        sites = ", ".join(repr(names[i]) for i in stuck.any(0).nonzero().flatten().tolist()[:5])
+        warnings.warn(
+            "The conditional was deterministic (probability exactly 1) at every watched visit of "
+            f"{int(stuck.any(1).sum())} of {len(stuck)} chains to the site(s) {sites}. Sites that determine each other "
+            "never move one at a time: update them together with scans.blocked, or remove one of them.",
+            ReducibleWarning,
+            stacklevel=3,
+        )
+        return
+    still = ~moved & free.expand(len(moved), -1).any(1)
+    if num_sweeps >= MAX_SWEEPS and bool(still.any()):
+        warnings.warn(
+            f"{int(still.sum())} of {len(still)} chains never moved in {num_sweeps} sweeps. The conditional may be "
+            "deterministic, or leave these states only very rarely; their draws say nothing about the law.",
+            ReducibleWarning,
+            stacklevel=3,
+        )

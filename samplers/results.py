@@ -1,0 +1,114 @@
+"""What a run of chains returns: draws, diagnostics, and a state from which the run can go on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from flexgen.errors import CheckpointError, FlexgenError
+from samplers import chains as diagnostics
+
+__all__ = ["ChainResult", "ChainState"]
+
+
+@dataclass(frozen=True, eq=False)
+class ChainState:
+    """Everything a run needs to go on bit for bit.
+
+    Args:
+        x: ``[B, N, *site]``, the chains' states (replicas of a chain stand in rows of their own).
+        clamped: bool ``[N]`` or ``[B, N]``.
+        chain_ids: int64 ``[B]``, the chains' names.
+        seed: of the chains' streams.
+        num_sweeps: sweeps made so far, which is the streams' place.
+    """
+
+    x: Tensor
+    clamped: Tensor
+    chain_ids: Tensor
+    seed: int
+    num_sweeps: int
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "x": self.x,
+            "clamped": self.clamped,
+            "chain_ids": self.chain_ids,
+            "seed": self.seed,
+            "num_sweeps": self.num_sweeps,
+        }
+
+    @classmethod
+    def from_state_dict(cls, data: Mapping[str, Any]) -> ChainState:
+        return cls(data["x"], data["clamped"], data["chain_ids"], int(data["seed"]), int(data["num_sweeps"]))
+
+    def save(self, path: str | Path) -> None:
+        """Writes one safetensors file, the two integers in its header as JSON."""
+        from safetensors.torch import save_file
+
+        tensors = {name: value.contiguous() for name, value in self.state_dict().items() if isinstance(value, Tensor)}
+        header = json.dumps({"seed": self.seed, "num_sweeps": self.num_sweeps})
+        save_file(tensors, str(path), metadata={"flexgen_chain_state": header})
+
+    @classmethod
+    def load(cls, path: str | Path) -> ChainState:
+        from safetensors import safe_open
+
+        with safe_open(str(path), framework="pt") as file:
+            header = (file.metadata() or {}).get("flexgen_chain_state")
+            if header is None:
+                raise CheckpointError("path", f"{path} holds no chain state", "Pass a file that state.save() wrote.")
+            return cls.from_state_dict({**{name: file.get_tensor(name) for name in file.keys()}, **json.loads(header)})  # noqa: SIM118
+
+    def __repr__(self) -> str:
+        return f"ChainState({len(self.chain_ids)} chains after {self.num_sweeps} sweeps, seed {self.seed})"
+
+
+@dataclass(frozen=True, eq=False)
+class ChainResult:
+    """Draws of many chains.
+
+    Attributes:
+        state: pass it to ``run(state=...)`` to go on.
+        names: of the sites.
+        statistics: what the sampler counted, warm-up included: acceptance and swap rates.
+        interrupted: whether a KeyboardInterrupt ended the run early.
+    """
+
+    _draws: Tensor | None
+    state: ChainState
+    names: tuple[str, ...]
+    statistics: dict[str, Tensor] = field(default_factory=dict)
+    interrupted: bool = False
+
+    @property
+    def draws(self) -> Tensor:
+        """``[S, B, N, *site]``: draw, chain, site."""
+        if self._draws is None:
+            raise FlexgenError("draws", "were not stored", "Run with store=True, or use an observer.")
+        return self._draws
+
+    def rhat(self) -> Tensor:
+        """Split, rank-normalised, folded R-hat of every site, ``[N, *site]``; below 1.01 is well."""
+        return diagnostics.rhat(self.draws)
+
+    def ess(self, kind: Literal["bulk", "tail"] = "bulk") -> Tensor:
+        """Effective sample size of every site over all chains, ``[N, *site]``."""
+        return diagnostics.ess(self.draws, kind=kind)
+
+    def summary(self) -> diagnostics.Summary:
+        """Mean, standard deviation, Monte Carlo error of the mean, R-hat and effective sizes of scalar sites."""
+        return diagnostics.summary(self.draws, self.names)
+
+    def to_arviz(self) -> Any:
+        """An ``arviz.InferenceData`` with a variable for every site (needs the extra ``arviz``)."""
+        return diagnostics.to_arviz(self.draws, self.names)
+
+    def __repr__(self) -> str:
+        stored = "draws not stored" if self._draws is None else f"draws {tuple(self._draws.shape)}"
+        return f"ChainResult({stored}, {self.state}{', interrupted' if self.interrupted else ''})"

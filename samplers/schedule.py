@@ -1,0 +1,244 @@
+"""Schedules say which query comes next; `run` is the one loop that asks it.
+
+A schedule is a value: printable, serialisable, its cost known before it runs. Its `walk` is a coroutine that yields a
+step and is sent the state that followed, so that an adaptive schedule sees the state and a fixed one ignores it. A
+step is a `Query`, answered by ``conditional.sample``, or a `Factorized` query, whose targets are drawn from their
+marginals in one evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from flexgen import rng
+from flexgen.conditional import CanSample, CategoricalMarginals, Conditional, HasMarginals, MarginalConditional
+from flexgen.errors import FlexgenError, UnsupportedQueryError
+from flexgen.query import Query
+from flexgen.rng import Randomness, Streams
+
+__all__ = ["Factorized", "Schedule", "SiteQuery", "Step", "Walk", "first_in_order", "run"]
+
+# Every step, and every choice of the schedule between steps, starts at a place of its own in a row's stream; what a
+# row draws is then independent of how many numbers the rows beside it needed.
+_STEP_STRIDE = 1 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class Factorized:
+    """One evaluation, every target drawn from its own marginal p(x_i | x_C).
+
+    Exact for one target, or for targets that are independent given C; else a draw from a product, not from the joint.
+
+    Args:
+        query: what is asked.
+        keep: from the draws' log-probabilities ``[B, N]`` to the targets to keep, bool ``[B, N]``. Default: all.
+    """
+
+    query: Query
+    keep: Callable[[Tensor], Tensor] | None = None
+
+
+Step = Query | Factorized
+Walk = Generator[Step, Tensor, None]
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """Which query comes next, given the state."""
+
+    @property
+    def num_evaluations(self) -> int:
+        """Evaluations, of a whole batch each, by a conditional that needs one evaluation a target."""
+        ...
+
+    @property
+    def critical_path(self) -> int:
+        """The longest sequence of evaluations in which each must wait for the one before."""
+        ...
+
+    def walk(self, x: Tensor, *, generator: Randomness) -> Walk:
+        """The steps; ``walk.send(x)`` tells the state that followed the last one.
+
+        `x` is a buffer that changes between steps: a walk that needs it later copies it.
+        """
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-serialisable form, which the class's ``from_dict`` reads."""
+        ...
+
+
+class SiteQuery(Query):
+    """A query for at most one site a row, which remembers the site's number.
+
+    Reading the number off the booleans costs a device synchronisation, and a network can use it to compute one site's
+    answer alone.
+
+    Attributes:
+        site: an int where all rows share the target; int64 ``[B]`` where they do not.
+        asks: bool ``[B]``: rows that have a target; None where all have. `site` is arbitrary in the others.
+    """
+
+    site: int | Tensor
+    asks: Tensor | None
+
+    @classmethod
+    def make(cls, target: Tensor, observed: Tensor, site: int | Tensor, asks: Tensor | None = None) -> SiteQuery:
+        query = cls._trusted(target, observed)
+        assert isinstance(query, SiteQuery)
+        object.__setattr__(query, "site", site)
+        object.__setattr__(query, "asks", asks)
+        return query
+
+    @classmethod
+    def complete_rows(cls, site: Tensor, asks: Tensor | None, num_sites: int) -> SiteQuery:
+        """The complete conditional of one site a row, ``site`` int64 ``[B]``; nothing where not ``asks``."""
+        target = torch.zeros(len(site), num_sites, dtype=torch.bool, device=site.device)
+        target.scatter_(1, site[:, None], True if asks is None else asks[:, None])  # [B, N]
+        return cls.make(target, ~target, site, asks)
+
+
+def run(
+    conditional: Conditional,
+    x: Tensor,
+    schedule: Schedule,
+    *,
+    generator: Randomness | int | None,
+    progress: bool = False,
+) -> Tensor:
+    """Asks `conditional` the queries of `schedule`, one after the other, until it has no more.
+
+    Args:
+        conditional: answers the queries; `CanSample`, or `HasMarginals` where the schedule asks factorised queries.
+        x: ``[B, N, *site]``, the state to start from; not changed.
+        schedule: which query comes next.
+        generator: randomness of the schedule's choices and of the draws. With `Streams` a row's result does not depend
+            on the rows beside it.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        The state after the last step, a new tensor.
+    """
+    if not isinstance(schedule, Schedule):
+        raise FlexgenError(
+            "schedule", f"is {schedule!r}, which has no walk", "A scan becomes a schedule by scan.over(free)."
+        )
+    generator = rng.resolve(generator, x.device)
+    start = generator.counter if isinstance(generator, Streams) else 0
+    place = 0
+    with (
+        torch.no_grad(),
+        progress_bar(schedule.num_evaluations if progress else None, type(schedule).__name__) as advance,
+    ):
+        x = x.clone()
+        walk = schedule.walk(x, generator=generator)
+        step = next(walk, None)
+        while step is not None:
+            place += 1
+            if isinstance(generator, Streams):
+                generator.counter = start + (2 * place - 1) * _STEP_STRIDE
+            x = _answer(conditional, x, step, generator)
+            advance()
+            if isinstance(generator, Streams):
+                generator.counter = start + 2 * place * _STEP_STRIDE
+            try:
+                step = walk.send(x)
+            except StopIteration:
+                break
+    return x
+
+
+def _answer(conditional: Conditional, x: Tensor, step: Step, generator: Randomness) -> Tensor:
+    """The state after one step; may reuse the storage of `x`."""
+    if isinstance(step, Factorized):
+        return _draw_factorized(conditional, x, step, generator)
+    if isinstance(step, SiteQuery) and draws_by_marginals(conditional):
+        assert isinstance(conditional, MarginalConditional)
+        return _draw_site(conditional, x, step, generator)
+    if not isinstance(conditional, CanSample):
+        raise UnsupportedQueryError(
+            "conditional", f"{type(conditional).__name__} cannot draw samples", "Pass one that has sample()."
+        )
+    return conditional.sample(x, step, generator=generator)
+
+
+def draws_by_marginals(conditional: Conditional) -> bool:
+    """Whether a one-site sample of `conditional` is a draw from one evaluation of its marginals, by its base class."""
+    return isinstance(conditional, MarginalConditional) and type(conditional).sample is MarginalConditional.sample
+
+
+def _draw_site(conditional: MarginalConditional, x: Tensor, query: SiteQuery, generator: Randomness) -> Tensor:
+    """What ``conditional.sample`` does for one target, without its chain, and drawing that target alone."""
+    marginals = conditional.marginals(x, query)
+    site, asks = query.site, query.asks
+    if not isinstance(marginals, CategoricalMarginals):
+        return _fill(x, query.target, marginals.sample(generator=generator))
+    log_probs = marginals.log_probs  # [B, N, K]
+    if isinstance(site, int):
+        x[:, site] = rng.categorical(log_probs[:, site], generator=generator).to(x.dtype)
+        return x
+    at = site[:, None, None].expand(-1, 1, log_probs.shape[-1])  # [B, 1, K]
+    draw = rng.categorical(log_probs.gather(1, at), generator=generator).to(x.dtype)  # [B, 1]
+    if asks is not None:
+        draw = torch.where(asks[:, None], draw, x.gather(1, site[:, None]))
+    return x.scatter_(1, site[:, None], draw)
+
+
+def _draw_factorized(conditional: Conditional, x: Tensor, step: Factorized, generator: Randomness) -> Tensor:
+    if not isinstance(conditional, HasMarginals):
+        raise UnsupportedQueryError(
+            "conditional",
+            f"{type(conditional).__name__} has no marginals, which this schedule draws several sites from at once",
+            "Pass one that has marginals(), or a schedule that asks one site at a time.",
+        )
+    marginals = conditional.marginals(x, step.query)
+    draw = marginals.sample(generator=generator)
+    target = step.query.target
+    if step.keep is not None:
+        target = step.keep(marginals.log_prob(draw.to(x.dtype)))
+    return _fill(x, target, draw)
+
+
+def _fill(x: Tensor, target: Tensor, draw: Tensor) -> Tensor:
+    return torch.where(target.view(*target.shape, *(1,) * (x.ndim - 2)), draw.to(x.dtype), x)
+
+
+def first_in_order(sites: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row's members of a set, in the order in which `order` visits them.
+
+    Args:
+        sites: bool ``[B, N]``, the set.
+        order: int64 ``[N]`` or ``[B, N]``, permutations of all sites.
+
+    Returns:
+        int64 ``[B, N]``, members first and the others behind them; int64 ``[B]``, how many members there are.
+    """
+    order = order.expand(sites.shape)
+    outside = ~sites.gather(1, order)  # [B, N] by place in the order
+    return order.gather(1, outside.to(torch.uint8).argsort(dim=1, stable=True)), sites.sum(1)
+
+
+def query_to_dict(query: Query) -> dict[str, Any]:
+    return {"target": query.target.tolist(), "observed": query.observed.tolist()}
+
+
+def query_from_dict(data: Mapping[str, Any]) -> Query:
+    return Query(torch.tensor(data["target"], dtype=torch.bool), torch.tensor(data["observed"], dtype=torch.bool))
+
+
+@contextmanager
+def progress_bar(total: int | None, label: str) -> Iterator[Callable[[], object]]:
+    """A tqdm bar's ``update``, or nothing where `total` is None; tqdm is imported only where a bar is shown."""
+    if total is None:
+        yield lambda: None
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total, desc=label) as bar:
+        yield bar.update

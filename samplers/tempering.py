@@ -1,0 +1,149 @@
+"""Tempering: conditionals at another inverse temperature, and replicas that exchange states."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from flexgen import rng
+from flexgen.conditional import CategoricalMarginals, Conditional, HasMarginals, MarginalConditional
+from flexgen.errors import FlexgenError, UnsupportedQueryError
+from flexgen.query import Query
+from flexgen.rng import Streams
+from flexgen.space import Space
+from samplers.driver import SWEEP_STRIDE, ChainSampler
+from samplers.metropolis import Energy, MetropolisKernel
+from samplers.reducibility import ReducibilityWatch
+from samplers.scans import Scan, Sweep
+from samplers.schedule import run
+
+__all__ = ["ParallelTempering", "TemperedConditional"]
+
+
+class TemperedConditional(MarginalConditional):
+    """Categorical marginals raised to the power beta and normalised again.
+
+    Guarantee: for the complete conditionals of a joint p these are the complete conditionals of p^beta / Z, so a Gibbs
+    sampler over them samples p^beta / Z.
+
+    Caveat: for other queries they are *not* the marginals of p^beta (the power of a sum is no sum of powers), and a
+    decode with them samples another law. beta > 1 sharpens, beta < 1 flattens, 0 is uniform over what is possible.
+
+    Args:
+        conditional: has categorical marginals.
+        beta: inverse temperature, a number or ``[B]``, one a row.
+    """
+
+    def __init__(self, conditional: HasMarginals, beta: float | Tensor) -> None:
+        if bool((torch.as_tensor(beta) < 0).any()):
+            raise FlexgenError("beta", f"is {beta}", "An inverse temperature is not negative.")
+        self.conditional = conditional
+        self.beta = beta
+
+    @property
+    def space(self) -> Space:
+        return self.conditional.space
+
+    def marginals(self, x: Tensor, query: Query) -> CategoricalMarginals:
+        marginals = self.conditional.marginals(x, query)
+        if not isinstance(marginals, CategoricalMarginals):
+            raise UnsupportedQueryError(
+                "conditional", f"gives {type(marginals).__name__}", "Only categorical marginals can be tempered."
+            )
+        log_probs = marginals.log_probs  # [B, N, K]
+        beta = self.beta if not isinstance(self.beta, Tensor) else self.beta.to(log_probs.dtype)[:, None, None]
+        impossible = log_probs == -torch.inf  # stays so, also at beta = 0
+        return CategoricalMarginals(
+            (log_probs.masked_fill(impossible, 0.0) * beta).masked_fill(impossible, -torch.inf).log_softmax(-1)
+        )
+
+
+class ParallelTempering(ChainSampler):
+    """Each chain carries one replica a temperature; neighbours exchange states after every sweep.
+
+    Replica r makes Gibbs sweeps with the conditionals at beta_r. Then, in each chain, either the even or the odd pairs
+    of neighbouring temperatures (a coin says which) swap states with probability
+
+        min(1, exp((beta_r - beta_s) (E(x_r) - E(x_s)))).
+
+    Draws are those of the first replica, at beta = 1.
+
+    Guarantee: the product of exp(-beta_r E) / Z_r is invariant if the conditional's complete conditionals are those of
+    exp(-E), or, with ``corrected=True``, for any conditional: every update is then a Metropolis-Hastings step.
+
+    Caveat: without the correction and with a conditional that is not the energy's, swaps and sweeps pull towards
+    different laws.
+
+    Cost: replicas times the evaluations of a Gibbs sampler, in one batch, and one energy a sweep.
+
+    Args:
+        conditional: has categorical marginals.
+        energy: ``[B, N]`` to ``[B]``, -log p up to a constant.
+        betas: inverse temperatures, falling, the first 1.
+        scan: as for the Gibbs sampler.
+        corrected: make every update a Metropolis-Hastings step against the energy.
+
+    The result's ``statistics["swap_rate"]`` is ``[R - 1]``, by pair of neighbours.
+
+    Source: Geyer (1991); Earl & Deem (2005).
+    """
+
+    def __init__(
+        self, conditional: Conditional, energy: Energy, *, betas: Sequence[float], scan: Scan, corrected: bool = False
+    ) -> None:
+        super().__init__(conditional, scan=scan)
+        values = [float(beta) for beta in betas]
+        if not values or values[0] != 1.0 or any(a <= b for a, b in itertools.pairwise(values)) or values[-1] < 0:
+            raise FlexgenError("betas", f"are {values}", "Give falling inverse temperatures that begin with 1.0.")
+        if not isinstance(conditional, HasMarginals):
+            raise UnsupportedQueryError(
+                "conditional",
+                f"{type(conditional).__name__} has no marginals to temper",
+                "Pass one that has marginals().",
+            )
+        self.energy = energy
+        self.betas = values
+        self.corrected = corrected
+        self.num_replicas = len(values)
+        self._tempered = conditional
+        self._start_counting()
+
+    def _start_counting(self) -> None:
+        self._num_swapped = torch.zeros(self.num_replicas - 1, dtype=torch.int64)
+        self._num_tried = torch.zeros(self.num_replicas - 1, dtype=torch.int64)
+
+    def _statistics(self) -> dict[str, Tensor]:
+        return {"swap_rate": self._num_swapped / self._num_tried}
+
+    def _sweep(self, x: Tensor, sweep: Sweep, streams: Streams, watch: ReducibilityWatch | None) -> Tensor:  # noqa: ARG002
+        betas = torch.tensor(self.betas, dtype=torch.float64, device=x.device)
+        row_betas = betas.repeat(len(x) // self.num_replicas)  # [B * R]
+        assert isinstance(self._tempered, HasMarginals)
+        tempered = TemperedConditional(self._tempered, row_betas)
+        counter = streams.counter
+        if self.corrected:
+            kernel = MetropolisKernel(tempered, lambda x: self.energy(x).double() * row_betas)
+            x = run(kernel, x, sweep, generator=streams)
+        else:
+            x = run(tempered, x, sweep, generator=streams)
+        streams.counter = counter + SWEEP_STRIDE // 2
+        return self._swap(x, betas, streams)
+
+    def _swap(self, x: Tensor, betas: Tensor, streams: Streams) -> Tensor:
+        replicas = self.num_replicas
+        energy = self.energy(x).double().view(-1, replicas)  # [B, R]
+        coin, u = rng.uniform((len(x), 2), generator=streams, dtype=torch.float64).view(-1, replicas, 2).unbind(-1)
+        log_ratio = (betas[:-1] - betas[1:]) * (energy[:, :-1] - energy[:, 1:])  # [B, R - 1]
+        parity = (coin[:, :1] < 0.5).long()  # [B, 1]: pairs (0,1), (2,3), .. or (1,2), (3,4), ..
+        tried = torch.arange(replicas - 1, device=x.device) % 2 == parity
+        swapped = tried & (torch.log1p(-u[:, :-1]) < log_ratio)
+        self._num_tried += tried.sum(0).cpu()
+        self._num_swapped += swapped.sum(0).cpu()
+        source = torch.arange(replicas, device=x.device).repeat(len(energy), 1)  # [B, R]
+        source[:, :-1] += swapped.long()
+        source[:, 1:] -= swapped.long()
+        rows = torch.arange(len(energy), device=x.device)[:, None]
+        return x.view(-1, replicas, *x.shape[1:])[rows, source].view(x.shape)
