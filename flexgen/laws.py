@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from flexgen.query import Query
@@ -21,10 +22,33 @@ class MaskDraw:
         query: the queries, ``[B, N]``.
         weight: ``[B]``, the likelihood factor of each row, such that the loss of every law is
             ``sum(weight * -log p(x_P | x_C))`` with the marginals of the target summed.
+        kept: bool ``[B, N]`` or None: targets that the network is shown all the same (a tenth of BERT's).
+        replaced: bool ``[B, N]`` or None: targets that it is shown with a random value instead (another tenth).
+
+    The last two are for laws that corrupt what the network sees. Such a loss is no likelihood: a kept target is
+    visible but scored. A loop that ignores both trains on the queries alone.
     """
 
     query: Query
     weight: Tensor
+    kept: Tensor | None = None
+    replaced: Tensor | None = None
+
+    def shown(self, x: Tensor, random_values: Tensor) -> tuple[Tensor, Tensor]:
+        """What a network is fed: values like `x`, and bool ``[B, N]`` of the places at which they may be read.
+
+        Args:
+            x: ``[B, N, ...]``, the data.
+            random_values: like x, what stands in at the places to be replaced.
+        """
+        visible = self.query.observed
+        if self.kept is not None:
+            visible = visible | self.kept
+        if self.replaced is None:
+            return x, visible
+        event = (1,) * (x.ndim - 2)
+        values = torch.where(self.replaced.view(*self.replaced.shape, *event), random_values, x)
+        return values, visible | self.replaced
 
 
 @runtime_checkable
