@@ -180,7 +180,8 @@ class Law(ABC):
         """Probability that each site is a target (or observed), float64 ``[N]``, when all sites are present."""
         one_of("side", side, ("target", "observed"))
         support = self.support(num_sites)
-        return support.probability @ getattr(support.query, side).double()
+        sites: Tensor = getattr(support.query, side)
+        return support.probability @ sites.double()
 
     def cardinality_pmf(self, num_sites: int, side: Side = "target") -> Tensor:
         """Law of the size |P| (or |C|), float64 ``[N + 1]``, when all sites are present."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from flexgen import rng
+from flexgen.errors import FlexgenError
 from flexgen.laws import MaskDraw
 from flexgen.rng import Randomness
 from samplers.laws.base import Law, as_law

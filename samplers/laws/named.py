@@ -157,7 +157,8 @@ def causal() -> Law:
 def mdlm(epsilon: float = 1e-3) -> Law:
     """Each token hidden with probability t = (1 - epsilon) u + epsilon, one u a row; weight 1/t.
 
-    MDLM (Sahoo et al. 2024), LLaDA (Nie et al. 2025). The expected loss is the any-order likelihood of `any_order`, up to epsilon.
+    The expected loss is the any-order likelihood of `any_order`, up to epsilon. MDLM (Sahoo et al. 2024), LLaDA (Nie
+    et al. 2025).
     """
     return Bernoulli(Uniform(epsilon, 1.0), weight="likelihood")
 

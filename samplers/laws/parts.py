@@ -89,6 +89,15 @@ class Tied(Law):
         groups = self._static(num_sites)
         return self.law.inclusion(groups.num_groups, side)[groups.labels()]
 
+    def cardinality_pmf(self, num_sites: int, side: Side = "target") -> Tensor:
+        groups = self._static(num_sites)
+        size, extra = divmod(num_sites, groups.num_groups)
+        if extra or bool((groups.labels().bincount() != size).any()):
+            return super().cardinality_pmf(num_sites, side)
+        pmf = torch.zeros(num_sites + 1, dtype=torch.float64)
+        pmf[::size] = self.law.cardinality_pmf(groups.num_groups, side)
+        return pmf
+
 
 @dataclass(frozen=True)
 class Product(Law):
