@@ -11,10 +11,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from flexgen import rng
 from flexgen.conditional import HasMarginals
-from flexgen.errors import DataError
+from flexgen.errors import DataError, UnsupportedQueryError
 from flexgen.laws import MaskDraw, MaskLaw
+from flexgen.query import Query
 from flexgen.rng import Randomness
+from flexgen.space import Space
 from flexgen.training.batches import Batch
 
 __all__ = ["MaskedLikelihood", "Objective", "masked_likelihood"]
@@ -26,22 +29,30 @@ class Objective(Protocol):
         ...
 
 
-def masked_likelihood(network: HasMarginals, x: Tensor, draw: MaskDraw) -> Tensor:
+def masked_likelihood(
+    network: HasMarginals, x: Tensor, draw: MaskDraw, *, random_values: Tensor | None = None
+) -> Tensor:
     """``weight * sum over targets i of -log p(x_i | x_C)``, in nats, ``[B]``.
 
-    With a uniform order law and its weights the mean is an upper bound, tight for a compatible network, on the
-    negative log-likelihood of a row. Places in neither set are zeroed before the network sees them, so that NaN where
-    data are missing reaches neither the loss nor its gradient.
+    With the queries and weights of a uniform order the mean is an upper bound on a row's negative log-likelihood,
+    tight where the network's answers are compatible. Places in neither set are zeroed before the network sees them,
+    so that NaN where data are missing reaches neither the loss nor its gradient.
 
     Args:
-        network: one-site answers.
+        network: one-site answers. A law that shows some targets all the same (BERT's) needs a network whose answers
+            have a meaning at the sites it sees, too; the loss is then no likelihood.
         x: ``[B, N, *site]``.
         draw: the queries and their weights.
+        random_values: like x, for a draw that replaces values.
     """
     query = draw.query.expand(len(x))
     read = query.target | query.observed  # [B, N]
     x = torch.where(read.view(*read.shape, *[1] * (x.ndim - 2)), x, torch.zeros_like(x))  # [B, N, *site]
-    log_probs = network.marginals(x, query).log_prob(x)  # [B, N]
+    shown, asked = x, query
+    if draw.kept is not None or draw.replaced is not None:
+        shown, visible = draw.shown(x, x if random_values is None else random_values)
+        asked = Query(query.target & ~visible, visible)
+    log_probs = network.marginals(shown, asked).log_prob(x)  # [B, N]
     return draw.weight * torch.where(query.target, -log_probs, 0.0).sum(-1)
 
 
@@ -52,7 +63,7 @@ class MaskedLikelihood:
         law: draws the queries and their weights; the laws of ``samplers.laws`` all serve.
 
     A batch is x itself, in which NaN marks what is missing, or a mapping with ``"x"`` and, bool ``[B, N]``,
-    ``"present"``.
+    ``"present"``. A law that replaces values draws them uniformly from each site's categories.
     """
 
     def __init__(self, law: MaskLaw) -> None:
@@ -61,10 +72,21 @@ class MaskedLikelihood:
     def __call__(self, network: nn.Module, batch: Batch, generator: Randomness) -> Tensor:
         x, present = _unpack(batch)
         draw = self.law.draw(present, generator=generator, x=x)
-        return masked_likelihood(network, x, draw)  # type: ignore[arg-type]
+        values = None if draw.replaced is None else _random_categories(network.space, x, generator)  # type: ignore[arg-type]
+        return masked_likelihood(network, x, draw, random_values=values)  # type: ignore[arg-type]
 
     def __repr__(self) -> str:
         return f"MaskedLikelihood({self.law!r})"
+
+
+def _random_categories(space: Space, x: Tensor, generator: Randomness) -> Tensor:
+    """Codes uniform over each site's categories, like x."""
+    if not space.is_finite:
+        raise UnsupportedQueryError(
+            "law", f"replaces values, but {space} is not categorical throughout", "Use a law without replacement."
+        )
+    num_categories = torch.tensor(space.num_categories, device=x.device)
+    return (rng.uniform(x.shape, generator=generator) * num_categories).floor().to(x.dtype)
 
 
 def _unpack(batch: Batch) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flexgen import MaskDraw, Query, Space, rng
 from flexgen.conditional import CategoricalMarginals
-from flexgen.errors import DataError
+from flexgen.errors import DataError, UnsupportedQueryError
 from flexgen.rng import Randomness
 from flexgen.training import MaskedLikelihood, TensorData, TrainingSettings, masked_likelihood, train
 from tests.training import toy
@@ -81,6 +81,42 @@ def test_present_may_be_given_and_events_count_as_one_site() -> None:
     assert asked[1].tolist() == [[True, False, True], [True, True, True]]
     with pytest.raises(DataError, match=r"data: yields batches of \['y'\]. A masked objective needs 'x'"):
         objective(Gaussian(2), {"y": frames}, rng.Streams(0, 2))
+
+
+class Corrupting:
+    """Site 0 is hidden, site 1 shown all the same, site 2 shown with a random value; all three are targets."""
+
+    def draw(self, present: Tensor, *, generator: Randomness, x: Tensor | None = None) -> MaskDraw:  # noqa: ARG002
+        target = torch.zeros_like(present)
+        target[:, :3] = True
+        kept, replaced = torch.zeros_like(present), torch.zeros_like(present)
+        kept[:, 1], replaced[:, 2] = True, True
+        return MaskDraw(Query(target, ~target), torch.ones(len(present)), kept=kept, replaced=replaced)
+
+
+def test_targets_may_be_shown_as_they_are_or_falsely() -> None:
+    seen: list[tuple[Tensor, Query]] = []
+
+    class Seeing(toy.ToyNetwork):
+        def marginals(self, x: Tensor, query: Query) -> CategoricalMarginals:
+            seen.append((x, query))
+            return super().marginals(x, query)
+
+    network, x = Seeing(4), torch.ones(400, 4)
+    loss = MaskedLikelihood(Corrupting())(network, x, rng.Streams(0, 400))
+    shown, query = seen[0]
+    assert query.target.all(0).tolist() == [True, False, False, False]
+    assert query.observed.all(0).tolist() == [False, True, True, True]
+    assert torch.equal(shown[:, [1, 3]], x[:, [1, 3]])
+    assert set(shown[:, 2].tolist()) == {0.0, 1.0}
+    answers = network.marginals(shown, query).log_prob(x)  # scored against the truth
+    torch.testing.assert_close(loss, -answers[:, :3].sum(-1))
+
+    class Real(Gaussian):
+        space = Space.real(4)
+
+    with pytest.raises(UnsupportedQueryError, match=r"law: replaces values, but Space\(4 sites: 4 real\) is not categ"):
+        MaskedLikelihood(Corrupting())(Real(4), x, rng.Streams(0, 400))
 
 
 def excess(network: toy.ToyNetwork, num_sites: int) -> float:
