@@ -122,8 +122,11 @@ class Support:
         possible = probability > 0
         probability = probability[possible]
         target, observed, weight = (torch.cat([sets[i] for sets, _ in parts])[possible] for i in range(3))
-        both = torch.cat([target, observed], -1)
-        code, place = torch.unique(both, dim=0, return_inverse=True)  # [M, 2N], [rows]
+        if target.shape[-1]:
+            both = torch.cat([target, observed], -1)
+            code, place = torch.unique(both, dim=0, return_inverse=True)  # [M, 2N], [rows]
+        else:  # over no sites there is one query, and `unique` takes no empty rows
+            code, place = target[:1], torch.zeros(len(target), dtype=torch.int64)
         total = torch.zeros(len(code), dtype=torch.float64).index_add_(0, place, probability)
         weighted = torch.zeros(len(code), dtype=torch.float64).index_add_(0, place, probability * weight.double())
         num_sites = target.shape[-1]
@@ -222,7 +225,8 @@ def subsets(num_sites: int) -> Tensor:
         raise UnsupportedQueryError(
             "num_sites", f"is {num_sites}: 2^{num_sites} subsets", f"Enumerate over {_MAX_SUBSET_SITES} sites or fewer."
         )
-    return torch.tensor(list(itertools.product([False, True], repeat=num_sites))).view(-1, num_sites)
+    every = list(itertools.product([False, True], repeat=num_sites))
+    return torch.tensor(every, dtype=torch.bool).view(len(every), num_sites)
 
 
 def as_law(argument: str, law: object) -> Law:

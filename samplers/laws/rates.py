@@ -131,9 +131,9 @@ class Beta(Rate):
         raise FlexgenError("rate", f"{self!r} has no closed quantile function", "Use draw, mean or expect.")
 
     def draw(self, num_rows: int, *, generator: Randomness) -> Tensor:
-        source = fork(generator, "beta")
-        first = _gamma(self.a, num_rows, generator=source)
-        second = _gamma(self.b, num_rows, generator=source)
+        # Each by randomness of its own, since how many proposals the first makes depends on the slowest row.
+        first = _gamma(self.a, num_rows, generator=fork(generator, "a"))
+        second = _gamma(self.b, num_rows, generator=fork(generator, "b"))
         return first / (first + second)
 
     def nodes(self, num_nodes: int) -> tuple[Tensor, Tensor]:
