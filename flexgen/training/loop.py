@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +14,12 @@ from tqdm import tqdm
 
 from flexgen import rng
 from flexgen.errors import CheckpointError, ConfigError, DataError, FlexgenError
-from flexgen.training.batches import Batch, EpochOrder, TrainingData, fingerprint, to_device
+from flexgen.training.batches import Batch, EpochOrder, TrainingData, to_device
 from flexgen.training.checkpoint import latest_checkpoint, read_checkpoint, write_checkpoint
 from flexgen.training.guards import Interruption, preserved_random_state, seed_dropout
 from flexgen.training.objectives import Objective
 from flexgen.training.settings import TrainingSettings, autocast, learning_rate
-from flexgen.training.state import Record, Stop, TrainingResult, TrainingState
+from flexgen.training.state import Record, Stop, TrainingResult, TrainingState, identity
 from flexgen.training.validation import held_out_loss
 
 if TYPE_CHECKING:
@@ -28,11 +27,10 @@ if TYPE_CHECKING:
 
 __all__ = ["train"]
 
-# Settings that decide when a run stops or saves, not what it computes; they may change when it is resumed.
-_FREE_TO_CHANGE = {"checkpoint_every", "keep_checkpoints", "max_seconds", "patience"}
-
-# Reading a loss makes an accelerator (and, over several processes, every process) wait; so it is done this seldom.
+# Reading a loss makes an accelerator (and, over several processes, every process) wait; so it is done this seldom:
+# after so many steps, or, for one process, which need not agree with others on the time, after so many seconds.
 _STEPS_BETWEEN_READS = 20
+_SECONDS_BETWEEN_READS = 1.0
 
 
 def train(
@@ -154,9 +152,10 @@ class _Run:
         if settings.compile:
             network.compile()
         self.state = TrainingState.start(network, settings, self.device)
+        self.state.optimizer.zero_grad()  # whatever the caller left there
         if self.directory is None:
             return
-        self.identity = self._identity()
+        self.identity = identity(network, self.objective, settings, self.data, self.held_out)
         path = latest_checkpoint(self.directory)
         if path is not None and not resume:
             raise CheckpointError(
@@ -178,6 +177,7 @@ class _Run:
         read_every = 1 if self.device.type == "cpu" and self.num_processes == 1 else _STEPS_BETWEEN_READS
         unread: list[Tensor] = []
         began, before = time.monotonic(), state.seconds
+        last_read = began
         stopped: Stop | None = self._ended()
         with tqdm(total=settings.num_steps, initial=state.step, disable=hidden, unit="step") as bar:
             while stopped is None:
@@ -185,9 +185,11 @@ class _Run:
                 state.step += 1
                 records = state.step % settings.validate_every == 0 or state.step == settings.num_steps
                 saves = state.step % settings.checkpoint_every == 0
-                if len(unread) >= read_every or records or saves:
-                    state.seconds = before + time.monotonic() - began
-                    out_of_time = settings.max_seconds is not None and time.monotonic() - began > settings.max_seconds
+                now = time.monotonic()
+                late = self.num_processes == 1 and now - last_read > _SECONDS_BETWEEN_READS
+                if len(unread) >= read_every or late or records or saves:
+                    last_read, state.seconds = now, before + now - began
+                    out_of_time = settings.max_seconds is not None and now - began > settings.max_seconds
                     asked = self._read(unread, {"interrupted": interruption.requested, "max_seconds": out_of_time})
                     bar.update(len(unread))
                     norm = float(unread[-1][1])
@@ -296,18 +298,3 @@ class _Run:
             last = self.state.history[-1]
             shown: dict[str, object] = {name: last[name] for name in ("loss", "held_out_loss") if name in last}
             bar.set_postfix(shown, refresh=False)
-
-    def _identity(self) -> dict[str, dict[str, Any]]:
-        """What must not change for a run to be resumed."""
-        settings = {name: value for name, value in asdict(self.settings).items() if name not in _FREE_TO_CHANGE}
-        if self.settings.lr_schedule == "constant":
-            del settings["num_steps"]  # prolonging the run leaves the steps before as they were
-        kind = type(self.objective)
-        name = kind.__qualname__ if kind.__module__ != "builtins" else getattr(self.objective, "__qualname__", "")
-        return {
-            "settings": settings,
-            "data": fingerprint(self.data),
-            "held-out data": {} if self.held_out is None else fingerprint(self.held_out),
-            "objective": {"name": name},
-            "network": {"trainable weights": sum(w.numel() for w in self.network.parameters() if w.requires_grad)},
-        }

@@ -5,23 +5,29 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from flexgen.training.batches import TrainingData, fingerprint
 from flexgen.training.checkpoint import Checkpoint, require_same
 from flexgen.training.ema import Ema
+from flexgen.training.objectives import Objective
 from flexgen.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Record", "Stop", "TrainingResult", "TrainingState", "adamw"]
+__all__ = ["Record", "Stop", "TrainingResult", "TrainingState", "adamw", "identity"]
 
 Record = dict[str, float]
 Stop = Literal["finished", "patience", "interrupted", "max_seconds"]
+
+# Settings that decide when a run stops or saves, not what it computes; they may change when it is resumed.
+_FREE_TO_CHANGE = {"checkpoint_every", "keep_checkpoints", "max_seconds", "patience"}
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,27 @@ def adamw(network: nn.Module, settings: TrainingSettings) -> torch.optim.AdamW:
     return torch.optim.AdamW(
         [group for group in groups if group["params"]], lr=settings.lr, betas=settings.betas, fused=fused
     )
+
+
+def identity(
+    network: nn.Module,
+    objective: Objective,
+    settings: TrainingSettings,
+    data: TrainingData,
+    held_out: TrainingData | None,
+) -> dict[str, dict[str, Any]]:
+    """What must not change for a run to be resumed."""
+    fixed = {name: value for name, value in asdict(settings).items() if name not in _FREE_TO_CHANGE}
+    if settings.lr_schedule == "constant":
+        del fixed["num_steps"]  # prolonging the run leaves the steps before as they were
+    named = objective if isinstance(objective, FunctionType) else type(objective)
+    return {
+        "settings": fixed,
+        "data": fingerprint(data),
+        "held-out data": {} if held_out is None else fingerprint(held_out),
+        "objective": {"name": named.__qualname__},
+        "network": {"trainable weights": sum(w.numel() for w in network.parameters() if w.requires_grad)},
+    }
 
 
 @dataclass

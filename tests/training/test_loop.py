@@ -52,6 +52,8 @@ def test_the_updates_are_those_of_a_loop_by_hand(changes: dict) -> None:
     settings = TrainingSettings(num_steps=30, batch_size=24, lr=1e-2, num_warmup_steps=5, seed=3, **changes)
     network, objective, data, _ = toy.parts()
     expected, *_ = toy.parts()
+    for weight in network.parameters():
+        weight.grad = torch.ones_like(weight)  # left by the caller; must not count
     train(network, objective, data, settings)
     by_hand(expected, objective, data.columns, settings)
     for name, weight in expected.state_dict().items():
