@@ -87,10 +87,8 @@ class MetropolisKernel:
         return self.conditional.space
 
     def sample(self, x: Tensor, query: Query, *, generator: Randomness) -> Tensor:
-        proposal, log_q_back, log_q_forth = _propose(self.conditional, x, query, generator)
         energy = self._energy_of(x)
-        proposed_energy = self._evaluate(proposal)
-        log_ratio = energy - proposed_energy + log_q_back - log_q_forth  # [B]
+        proposal, proposed_energy, log_ratio = self.propose(x, energy, query, generator=generator)
         u = rng.uniform((len(x),), generator=generator, dtype=torch.float64)
         # u < ratio in logs; log1p(-u) is finite, since u < 1. A NaN (both energies infinite) is refused.
         accepted = torch.log1p(-u) < log_ratio  # [B]
@@ -98,6 +96,14 @@ class MetropolisKernel:
         x = torch.where(accepted.view(-1, *(1,) * (x.ndim - 1)), proposal, x)
         self._known = (x, torch.where(accepted, proposed_energy, energy))
         return x
+
+    def propose(
+        self, x: Tensor, energy: Tensor, query: Query, *, generator: Randomness
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """A proposal, its energy, and the log of the Hastings ratio, ``[B]`` float64."""
+        proposal, log_q_back, log_q_forth = _propose(self.conditional, x, query, generator)
+        proposed_energy = self._evaluate(proposal)
+        return proposal, proposed_energy, energy - proposed_energy + log_q_back - log_q_forth
 
     def acceptance_rate(self) -> Tensor:
         """Accepted over proposed of every site, ``[N]``; NaN where nothing was proposed."""

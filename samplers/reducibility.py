@@ -53,7 +53,12 @@ class ReducibilityWatch:
         self.num_visits = torch.zeros(num_rows, space.num_sites, dtype=torch.int32, device=free.device)  # [B, N]
 
     def note(self, marginals: Marginals, query: SiteQuery) -> None:
-        if isinstance(marginals, CategoricalMarginals):
+        if not isinstance(marginals, CategoricalMarginals):
+            return
+        if isinstance(query.site, int):
+            self.num_visits[:, query.site] += 1
+            self.has_choice[:, query.site] |= marginals.log_probs[:, query.site].amax(-1) < 0
+        else:
             self.num_visits += query.target
             self.has_choice |= (marginals.log_probs.amax(-1) < 0) & query.target
 

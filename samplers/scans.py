@@ -106,8 +106,9 @@ class Sweep:
     def walk(self, x: Tensor, *, generator: Randomness) -> Walk:
         for _ in range(self.num_sweeps):
             fixed = self._fixed
-            for step in self.scan.steps(self.free, len(x), generator=generator) if fixed is None else fixed:
-                yield step  # noqa: UP028
+            steps = self.scan.steps(self.free, len(x), generator=generator) if fixed is None else iter(fixed)
+            for step in steps:  # noqa: UP028 (an iterator over a tuple has no send)
+                yield step
 
     def to_dict(self) -> dict[str, Any]:
         return {"scan": self.scan.to_dict(), "free": self.free.tolist(), "num_sweeps": self.num_sweeps}
@@ -166,11 +167,12 @@ class RandomSite(Scan):
         places = torch.arange(num_sites, device=free.device)
         sites, counts = first_in_order(free, places)  # [B, N], [B]
         ragged = not bool((counts == counts[0]).all())
-        for step in range(int(counts.max())):
-            u = rng.uniform((num_rows,), generator=generator, dtype=torch.float64)
-            site = sites.gather(1, (u * counts).long()[:, None]).squeeze(1)  # [B]
+        num_steps = int(counts.max())
+        u = rng.uniform((num_rows, num_steps), generator=generator, dtype=torch.float64)
+        visits = sites.gather(1, (u * counts[:, None]).long()).T.contiguous()  # [T, B]
+        for step in range(num_steps):
             # A row with few free sites rests after as many updates as it has of them, whatever rows stand beside it.
-            yield SiteQuery.complete_rows(site, step < counts if ragged else None, num_sites)
+            yield SiteQuery.complete_rows(visits[step], step < counts if ragged else None, num_sites)
 
 
 @dataclass(frozen=True)

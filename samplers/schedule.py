@@ -24,10 +24,6 @@ from flexgen.rng import Randomness, Streams
 
 __all__ = ["Factorized", "Schedule", "SiteQuery", "Step", "Walk", "first_in_order", "run"]
 
-# Every step, and every choice of the schedule between steps, starts at a place of its own in a row's stream; what a
-# row draws is then independent of how many numbers the rows beside it needed.
-_STEP_STRIDE = 1 << 20
-
 
 @dataclass(frozen=True, eq=False)
 class Factorized:
@@ -129,24 +125,19 @@ def run(
         raise FlexgenError(
             "schedule", f"is {schedule!r}, which has no walk", "A scan becomes a schedule by scan.over(free)."
         )
-    generator = rng.resolve(generator, x.device)
-    start = generator.counter if isinstance(generator, Streams) else 0
-    place = 0
+    places = _Places(rng.resolve(generator, x.device), len(x))
     with (
         torch.no_grad(),
         progress_bar(schedule.num_evaluations if progress else None, type(schedule).__name__) as advance,
     ):
         x = x.clone()
-        walk = schedule.walk(x, generator=generator)
+        walk = schedule.walk(x, generator=places.generator)
         step = next(walk, None)
         while step is not None:
-            place += 1
-            if isinstance(generator, Streams):
-                generator.counter = start + (2 * place - 1) * _STEP_STRIDE
-            x = _answer(conditional, x, step, generator)
+            places.enter_step()
+            x = _answer(conditional, x, step, places)
             advance()
-            if isinstance(generator, Streams):
-                generator.counter = start + 2 * place * _STEP_STRIDE
+            places.leave_step()
             try:
                 step = walk.send(x)
             except StopIteration:
@@ -154,18 +145,58 @@ def run(
     return x
 
 
-def _answer(conditional: Conditional, x: Tensor, step: Step, generator: Randomness) -> Tensor:
+class _Places:
+    """Where in its random streams a run is.
+
+    Every step, and every choice of the schedule between two steps, starts at a place of its own; what a row draws is
+    then independent of how many numbers the rows beside it needed. With a ``torch.Generator`` there are no places.
+    """
+
+    STRIDE = 1 << 20
+    UNIFORMS_AT_ONCE = 16
+
+    def __init__(self, generator: Randomness, num_rows: int) -> None:
+        self.generator = generator
+        self.num_rows = num_rows
+        self._start = generator.counter if isinstance(generator, Streams) else 0
+        self._step = 0
+        self._block = -1
+        self._uniforms = torch.empty(0)
+
+    def enter_step(self) -> None:
+        self._step += 1
+        self._move_to(2 * self._step - 1)
+
+    def leave_step(self) -> None:
+        self._move_to(2 * self._step)
+
+    def uniforms(self) -> Tensor:
+        """The uniform numbers of this step, float64 ``[B]``; drawn for several steps at once, which is far cheaper."""
+        block, place = divmod(self._step - 1, self.UNIFORMS_AT_ONCE)
+        if block != self._block:
+            self._move_to(2 * block * self.UNIFORMS_AT_ONCE + 1)
+            shape = (self.num_rows, self.UNIFORMS_AT_ONCE)
+            self._uniforms = rng.uniform(shape, generator=self.generator, dtype=torch.float64).T.contiguous()
+            self._block = block
+        return self._uniforms[place]
+
+    def _move_to(self, place: int) -> None:
+        if isinstance(self.generator, Streams):
+            self.generator.counter = self._start + place * self.STRIDE
+
+
+def _answer(conditional: Conditional, x: Tensor, step: Step, places: _Places) -> Tensor:
     """The state after one step; may reuse the storage of `x`."""
     if isinstance(step, Factorized):
-        return _draw_factorized(conditional, x, step, generator)
+        return _draw_factorized(conditional, x, step, places.generator)
     if isinstance(step, SiteQuery) and draws_by_marginals(conditional):
         assert isinstance(conditional, MarginalConditional)
-        return _draw_site(conditional, x, step, generator)
+        return _draw_site(conditional, x, step, places)
     if not isinstance(conditional, CanSample):
         raise UnsupportedQueryError(
             "conditional", f"{type(conditional).__name__} cannot draw samples", "Pass one that has sample()."
         )
-    return conditional.sample(x, step, generator=generator)
+    return conditional.sample(x, step, generator=places.generator)
 
 
 def draws_by_marginals(conditional: Conditional) -> bool:
@@ -173,21 +204,36 @@ def draws_by_marginals(conditional: Conditional) -> bool:
     return isinstance(conditional, MarginalConditional) and type(conditional).sample is MarginalConditional.sample
 
 
-def _draw_site(conditional: MarginalConditional, x: Tensor, query: SiteQuery, generator: Randomness) -> Tensor:
+def _draw_site(conditional: MarginalConditional, x: Tensor, query: SiteQuery, places: _Places) -> Tensor:
     """What ``conditional.sample`` does for one target, without its chain, and drawing that target alone."""
     marginals = conditional.marginals(x, query)
     site, asks = query.site, query.asks
     if not isinstance(marginals, CategoricalMarginals):
-        return _fill(x, query.target, marginals.sample(generator=generator))
+        return _fill(x, query.target, marginals.sample(generator=places.generator))
     log_probs = marginals.log_probs  # [B, N, K]
     if isinstance(site, int):
-        x[:, site] = rng.categorical(log_probs[:, site], generator=generator).to(x.dtype)
+        x[:, site] = _invert(log_probs[:, site], places.uniforms()).to(x.dtype)
         return x
     at = site[:, None, None].expand(-1, 1, log_probs.shape[-1])  # [B, 1, K]
-    draw = rng.categorical(log_probs.gather(1, at), generator=generator).to(x.dtype)  # [B, 1]
+    draw = _invert(log_probs.gather(1, at)[:, 0], places.uniforms()).to(x.dtype)[:, None]  # [B, 1]
     if asks is not None:
         draw = torch.where(asks[:, None], draw, x.gather(1, site[:, None]))
     return x.scatter_(1, site[:, None], draw)
+
+
+def _invert(log_probs: Tensor, u: Tensor) -> Tensor:
+    """The categories at which the distribution functions ``[B, K]`` pass the uniform numbers ``[B]``.
+
+    Like ``rng.categorical``, for log-probabilities that are normalised, and numbers that are drawn already.
+    """
+    if log_probs.shape[-1] == 2:
+        p = log_probs.exp()
+        return (u * (p[:, 0] + p[:, 1]) >= p[:, 0]) & (p[:, 1] > 0)
+    cdf = log_probs.to(torch.float64).exp().cumsum(-1)  # [B, K]
+    total = cdf[:, -1]
+    # Rounding must not reach the total, which would push the draw past the last category that has mass.
+    threshold = torch.minimum(u * total, torch.nextafter(total, torch.zeros_like(total)))
+    return (cdf <= threshold[:, None]).sum(-1)
 
 
 def _draw_factorized(conditional: Conditional, x: Tensor, step: Factorized, generator: Randomness) -> Tensor:

@@ -1,0 +1,147 @@
+"""Scans: exact kernels built from the schedules' own queries, costs, serialisation, errors."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import Tensor
+
+from flexgen.errors import FlexgenError
+from flexgen.exact import JointTable
+from flexgen.query import Query
+from samplers import scans
+from samplers.scans import Scan, Sweep
+from samplers.schedule import Factorized, Schedule
+from tests.samplers.tabulated import markov_chain_joint, step_kernel
+
+SIZES = (2, 3, 2, 2)
+CHAIN_GRAPH = [[1], [0, 2], [1, 3], [2]]
+ALL_SCANS = [
+    scans.systematic(),
+    scans.systematic([2, 0, 3, 1]),
+    scans.random(),
+    scans.random_permutation(),
+    scans.blocked([[0, 1], [2, 3]]),
+    scans.blocked([[0, 2], [1, 3, 2]]),
+    scans.coloured(CHAIN_GRAPH),
+]
+
+
+def sweep_kernel(joint: JointTable, sweep: Sweep, seed: int = 0) -> Tensor:
+    kernel = torch.eye(joint.space.num_states, dtype=torch.float64)
+    x = joint.space.states()[:1]
+    for step in sweep.walk(x, generator=torch.Generator().manual_seed(seed)):
+        kernel = kernel @ step_kernel(joint, step)
+    return kernel
+
+
+@pytest.mark.parametrize("scan", ALL_SCANS, ids=str)
+@pytest.mark.parametrize("clamped", [(), (1,), (0, 3)])
+def test_joint_is_invariant_under_every_scan(scan: Scan, clamped: tuple[int, ...]) -> None:
+    joint = JointTable(markov_chain_joint(SIZES))
+    free = torch.ones(4, dtype=torch.bool)
+    free[list(clamped)] = False
+    law = joint.p.flatten()
+    for seed in range(5):  # random scans: every realised sequence of sites leaves it invariant
+        kernel = sweep_kernel(joint, scan.over(free), seed)
+        torch.testing.assert_close(kernel.sum(1), torch.ones(len(law), dtype=torch.float64), atol=1e-12, rtol=0)
+        assert (law @ kernel - law).abs().max() < 1e-12
+        states = joint.space.states()
+        moves = (states[:, None] != states[None])[..., list(clamped)].any(-1)
+        assert not kernel[moves].any()
+
+
+def test_simultaneous_update_of_neighbours_is_rejected() -> None:
+    joint = JointTable(markov_chain_joint(SIZES))
+    wrong = scans.coloured(CHAIN_GRAPH, colours=[0, 0, 1, 1], allow_simultaneous=True)
+    law = joint.p.flatten()
+    assert (law @ sweep_kernel(joint, wrong.over(4)) - law).abs().max() > 1e-3
+
+
+def test_simultaneous_update_needs_consent() -> None:
+    with pytest.raises(FlexgenError, match=r"colours: gives the neighbours 0 and 1 the same colour 0 .*allow_simultan"):
+        scans.coloured(CHAIN_GRAPH, colours=[0, 0, 1, 1])
+
+
+def test_greedy_colouring_is_proper_and_small() -> None:
+    side = 6
+    grid = torch.zeros(side * side, side * side, dtype=torch.bool)
+    for i in range(side):
+        for j in range(side):
+            for a, b in ((i + 1, j), (i, j + 1)):
+                if a < side and b < side:
+                    grid[i * side + j, a * side + b] = grid[a * side + b, i * side + j] = True
+    scan = scans.coloured(grid)
+    for sites in scan.classes:
+        assert not grid[list(sites)][:, list(sites)].any()
+    assert sorted(site for sites in scan.classes for site in sites) == list(range(side * side))
+    assert len(scan.classes) <= int(grid.sum(1).max()) + 1
+    assert scan.over(side * side).num_evaluations == len(scan.classes)
+
+
+@pytest.mark.parametrize("scan", ALL_SCANS, ids=str)
+@pytest.mark.parametrize("ragged", [False, True])
+def test_sweep_is_a_schedule_with_known_cost(scan: Scan, ragged: bool) -> None:
+    free = torch.ones(4, dtype=torch.bool)
+    if ragged:
+        free = torch.tensor([[True] * 4, [False, True, True, True], [False] * 4])
+    sweep = scan.over(free, num_sweeps=2)
+    assert isinstance(sweep, Schedule)
+    steps = list(sweep.walk(torch.zeros(3, 4), generator=torch.Generator()))
+    queries = [step.query if isinstance(step, Factorized) else step for step in steps]
+    visits = sum(query.expand(3).target.long() for query in queries)
+    per_row = free.expand(3, -1).sum(-1) * 2
+    if not isinstance(scan, scans.Blocked):
+        assert visits.sum(-1).tolist() == per_row.tolist()
+        assert sweep.num_evaluations == len(steps)
+    assert not (visits.bool() & ~free).any(), "a clamped site was updated"
+    for query in queries:
+        Query(query.target, query.observed)  # disjoint
+    again = Sweep.from_dict(json.loads(json.dumps(sweep.to_dict())))
+    assert again.scan == scan
+    assert torch.equal(again.free, free)
+    assert again.num_sweeps == 2
+    assert f"{sweep.num_evaluations} evaluations" in repr(sweep)
+
+
+def test_ragged_sweep_visits_each_rows_own_sites_in_order() -> None:
+    free = torch.tensor([[True, False, True, True], [False, True, False, False]])
+    sweep = scans.systematic([3, 2, 1, 0]).over(free)
+    targets = [step.target.tolist() for step in sweep.walk(torch.zeros(2, 4), generator=torch.Generator())]
+    assert [[row.index(True) if any(row) else None for row in step] for step in targets] == [
+        [3, 1],
+        [2, None],
+        [0, None],
+    ]
+
+
+def test_random_scan_visits_free_sites_uniformly() -> None:
+    free = torch.tensor([True, False, True, True]).expand(20_000, -1)
+    visits = sum(
+        step.target.double()
+        for step in scans.random().over(free).walk(free, generator=torch.Generator().manual_seed(0))
+    )
+    share = visits.sum(0) / visits.sum()
+    assert share[1] == 0
+    error = (2 / 9 / visits.sum()).sqrt()  # binomial
+    assert ((share[[0, 2, 3]] - 1 / 3).abs() < 5.5 * error).all()  # false alarm below 1e-6
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: scans.systematic([0, 1]).over(3), r"order: never visits the free site\(s\) \[2\]"),
+        (lambda: scans.systematic([0, 1, 3]).over(3), r"order: holds site 3. Sites are numbered 0 to 2"),
+        (lambda: scans.systematic([0, 1, 1, 2]).over(3), r"order: visits a site twice"),
+        (lambda: scans.blocked([[0], [1]]).over(3), r"blocks: never visits the free site"),
+        (lambda: scans.coloured(torch.tensor([[0, 1], [0, 0]])), r"graph: is no symmetric"),
+        (lambda: scans.coloured([[5]]), r"graph: holds the neighbour 5 of site 0"),
+        (lambda: scans.coloured([[1], [0]], colours=[0]), r"colours: holds 1 colours for 2 sites"),
+        (lambda: scans.from_dict({"scan": "Other"}), r"scan: is 'Other'. Choose one of Systematic"),
+    ],
+)
+def test_errors_name_argument_and_fix(make: object, text: str) -> None:
+    with pytest.raises(FlexgenError, match=text):
+        make()  # type: ignore[operator]
