@@ -6,6 +6,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
@@ -56,6 +57,11 @@ class Rows:
         """Sites that each row holds, int64 ``[B]``."""
         return self.present.sum(-1)
 
+    @cached_property
+    def place(self) -> Tensor:
+        """The place of each present site among those present, counted from 0, int64 ``[B, N]``."""
+        return self.present.cumsum(-1) - 1
+
     def ones(self) -> Tensor:
         return torch.ones(len(self), device=self.present.device)
 
@@ -87,8 +93,7 @@ class Rows:
         """
         if bool(self.present.all()):
             return chosen
-        place = (self.present.cumsum(-1) - 1).clamp_min(0)  # [B, N]
-        return chosen.gather(-1, place) & self.present
+        return chosen.gather(-1, self.place.clamp_min(0)) & self.present
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,7 +250,9 @@ def _check_rows(present: Tensor, generator: Randomness, x: Tensor | None, groups
             f"has dtype {present.dtype} and shape {tuple(present.shape)}",
             "Pass a boolean tensor of shape [B, N], True where the data hold an entry.",
         )
-    if torch.device(generator.device) != present.device:
+    here, there = torch.device(generator.device), present.device
+    # A device without a number is the current one of its type.
+    if here.type != there.type or (None not in (here.index, there.index) and here.index != there.index):
         raise FlexgenError(
             "generator",
             f"is on {generator.device}, but present is on {present.device}",

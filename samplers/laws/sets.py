@@ -213,8 +213,7 @@ class Strided(Law):
     def _draw(self, rows: Rows) -> Sets:
         num_offsets = self.step if self.random_offset else 1
         offset = rng.integers(num_offsets, (len(rows), 1), generator=rows.generator)
-        place = rows.present.cumsum(-1) - 1
-        return rows.rest((place % self.step == offset) & rows.present)
+        return rows.rest((rows.place % self.step == offset) & rows.present)
 
     def support(self, num_sites: int) -> Support:
         offsets = torch.arange(self.step if self.random_offset else 1)

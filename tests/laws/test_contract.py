@@ -177,3 +177,14 @@ def test_spans_skip_what_is_missing() -> None:
     first_target = torch.where(target.target, torch.arange(NUM_SITES), NUM_SITES).amin(-1)
     assert (last_observed < first_target).all()
     assert torch.equal(target.target | target.observed, present)
+
+
+@pytest.mark.gpu
+@EVERY_LAW
+def test_draws_stay_on_the_device_of_the_data(name: str) -> None:
+    present, x = some_present().cuda(), values(ROWS).cuda()
+    arguments = {key: value.cuda() for key, value in extras(name, x).items()}
+    for generator in (torch.Generator("cuda").manual_seed(0), Streams(0, ROWS, device="cuda")):
+        drawn = LAWS[name].draw(present, generator=generator, **arguments)
+        assert drawn.query.target.device == drawn.weight.device == present.device
+        assert not ((drawn.query.target | drawn.query.observed) & ~present).any()
