@@ -1,0 +1,154 @@
+"""A multivariate normal law: every conditional and marginal in closed form, and the exact rate of Gibbs scans."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from flexgen import rng
+from flexgen.errors import FlexgenError
+from flexgen.exact import _conditioning
+from flexgen.exact.kernels import Block, as_block
+from flexgen.exact.marginals import GaussianMixtureMarginals
+from flexgen.query import Query
+from flexgen.rng import Randomness
+from flexgen.space import Space
+
+__all__ = ["Gaussian", "checked_covariance"]
+
+_SYMMETRY_TOLERANCE = 1e-8  # relative to the largest entry
+
+
+class Gaussian:
+    """N(mean, covariance) over real sites; answers every query, in float64.
+
+    Args:
+        mean: ``[N]``.
+        covariance: ``[N, N]``, symmetric positive definite.
+
+    Raises:
+        FlexgenError: shapes that disagree, numbers that are not finite, or a covariance that is not symmetric or not
+            positive definite (the message gives its smallest eigenvalue).
+
+    Rows of a batch may ask different queries; rows with the same pattern share one Cholesky factor, so that one query
+    for a whole batch costs a single factorisation. A row's answer depends on the rest of its batch by rounding alone.
+    """
+
+    def __init__(self, mean: Tensor, covariance: Tensor) -> None:
+        mean = torch.as_tensor(mean).detach().to(torch.float64)
+        if mean.ndim != 1 or not torch.isfinite(mean).all():
+            raise FlexgenError(
+                "mean", f"has shape {tuple(mean.shape)} or is not finite", "Pass finite numbers, shape [N]."
+            )
+        self.mean = mean
+        self.covariance = checked_covariance("covariance", covariance, len(mean))
+        self.space = Space.real(len(mean))
+        self._components = _conditioning.Components(self.mean[None], self.covariance[None])
+
+    @classmethod
+    def from_precision(cls, mean: Tensor, precision: Tensor) -> Gaussian:
+        """The law whose inverse covariance is `precision` ``[N, N]``."""
+        mean = torch.as_tensor(mean)
+        precision = checked_covariance("precision", precision, len(mean))
+        return cls(mean, torch.cholesky_inverse(torch.linalg.cholesky(precision)))
+
+    @property
+    def precision(self) -> Tensor:
+        """The inverse covariance ``[N, N]``."""
+        return torch.cholesky_inverse(torch.linalg.cholesky(self.covariance))
+
+    def to(self, device: torch.device | str) -> Gaussian:
+        return Gaussian(self.mean.to(device), self.covariance.to(device))
+
+    def log_prob(self, x: Tensor, query: Query) -> Tensor:
+        """Log density of x_P given x_C in nats, float64 ``[B]``."""
+        query = query.expand(len(x))
+        self.space.validate(x, where=query.observed | query.target)
+        before, after = _conditioning.log_evidences(self._components, x.double(), query.observed, query.target)
+        return (after - before)[:, 0]
+
+    def sample(self, x: Tensor, query: Query, *, generator: Randomness) -> Tensor:
+        """x with the target drawn jointly from p(x_P | x_C); one normal number a site."""
+        query = query.expand(len(x))
+        self.space.validate(x, where=query.observed)
+        noise = rng.normal(x.shape, generator=generator, dtype=torch.float64)
+        component = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        filled = _conditioning.draw(
+            self._components, x.double(), query.observed, query.target, component=component, noise=noise
+        )
+        return torch.where(query.target, filled.to(x.dtype), x)
+
+    def marginals(self, x: Tensor, query: Query) -> GaussianMixtureMarginals:
+        """p(x_i | x_C) at every unobserved site: one normal law (K = 1)."""
+        query = query.expand(len(x))
+        self.space.validate(x, where=query.observed)
+        _, mean, variance = _conditioning.site_moments(self._components, x.double(), query.observed)  # [B, 1, N]
+        mean, sd = mean.transpose(1, 2), variance.sqrt().transpose(1, 2)  # [B, N, 1]
+        return GaussianMixtureMarginals(torch.zeros_like(mean), mean, sd)
+
+    def gibbs_matrix(self, scan: Literal["random"] | Sequence[Block]) -> Tensor:
+        """M ``[N, N]`` such that one sweep takes the expected deviation from the mean, e, to M e.
+
+        Args:
+            scan: sites, or blocks of sites, in the order they are updated (any may recur or be left out); or
+                ``"random"``: one step that updates one site chosen uniformly.
+
+        For a permutation of the sites M is the Gauss-Seidel matrix -(D + L)^-1 U of the precision matrix, its sites in
+        that order.
+        """
+        identity = torch.eye(len(self.mean), dtype=torch.float64, device=self.mean.device)
+        precision = self.precision
+        if scan == "random":
+            return identity - precision / precision.diagonal()[:, None] / len(self.mean)
+        matrix = identity.clone()
+        for block in scan:
+            sites = list(as_block(block, len(self.mean)))
+            # E[e_A | e_-A] = e_A - Λ_AA^-1 (Λ e)_A
+            matrix[sites] -= torch.linalg.solve(precision[sites][:, sites], precision[sites] @ matrix)
+        return matrix
+
+    def gibbs_rate(self, scan: Literal["random"] | Sequence[Block]) -> float:
+        """The exact geometric rate at which Gibbs sampling with this scan forgets its start, per sweep.
+
+        It is the spectral radius of `gibbs_matrix`: of means, and also in L2 (Roberts & Sahu 1997; Amit 1996). Two
+        sites of correlation ρ give ρ² per systematic sweep, (1 + |ρ|) / 2 per randomly chosen update.
+        """
+        return float(torch.linalg.eigvals(self.gibbs_matrix(scan)).abs().max())
+
+    def __repr__(self) -> str:
+        return f"Gaussian({len(self.mean)} sites)"
+
+
+def checked_covariance(name: str, matrix: Tensor, num_sites: int) -> Tensor:
+    """A float64 symmetric positive definite copy of ``[.., N, N]``.
+
+    Raises:
+        FlexgenError: if it is not; names the smallest eigenvalue (of the worst component).
+    """
+    matrix = torch.as_tensor(matrix).detach().to(torch.float64)
+    if matrix.shape[-2:] != (num_sites, num_sites) or not torch.isfinite(matrix).all():
+        raise FlexgenError(
+            name,
+            f"has shape {tuple(matrix.shape)} or is not finite",
+            f"Pass finite numbers, {num_sites} rows and columns, as many as the mean has entries.",
+        )
+    if matrix.numel() == 0:
+        return matrix
+    asymmetry = float((matrix - matrix.mT).abs().max())
+    if asymmetry > _SYMMETRY_TOLERANCE * float(matrix.abs().max()):
+        raise FlexgenError(name, f"is not symmetric (off by {asymmetry:.3g})", "Pass (a + a.T) / 2.")
+    matrix = (matrix + matrix.mT) / 2
+    spectrum = torch.linalg.eigvalsh(matrix)  # [.., N], ascending
+    # Below this an eigenvalue cannot be told from zero, and a Cholesky factorisation may fail.
+    floor = num_sites * torch.finfo(torch.float64).eps * spectrum.abs().amax(-1)
+    if (spectrum[..., 0] <= floor).any():
+        smallest = float(spectrum[..., 0].min())
+        raise FlexgenError(
+            name,
+            f"is not positive definite: its smallest eigenvalue is {smallest:.3g}",
+            "Remove sites that are functions of others, or add a small ridge to the diagonal.",
+        )
+    return matrix

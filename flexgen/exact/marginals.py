@@ -1,0 +1,88 @@
+"""Marginals of real sites: at each, a mixture of normal laws."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from flexgen import rng
+from flexgen.rng import Randomness
+
+__all__ = ["GaussianMixtureMarginals"]
+
+_LOG_2PI = math.log(2 * math.pi)
+_MODE_CHUNK_ENTRIES = 1 << 20  # densities of all components at all component means held at once
+
+
+class GaussianMixtureMarginals:
+    """A mixture of K normal laws at every site of every row; what a network's head or an exact mixture answers.
+
+    Args:
+        log_weights: ``[B, N, K]``, or broadcastable to it; normalised here over K.
+        means: ``[B, N, K]``.
+        sds: ``[B, N, K]``, positive.
+    """
+
+    def __init__(self, log_weights: Tensor, means: Tensor, sds: Tensor) -> None:
+        self.log_weights = log_weights.log_softmax(-1).expand(means.shape)
+        self.means = means
+        self.sds = sds
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log density in nats of each site on its own, ``[B, N]``."""
+        return self._log_density(x[..., None])[..., 0]
+
+    def cdf(self, x: Tensor) -> Tensor:
+        """The probability of a value at most x, ``[B, N]``; uniform under the law itself, as calibration checks use."""
+        z = (x[..., None] - self.means) / self.sds
+        return (self.log_weights.exp() * 0.5 * torch.erfc(-z / math.sqrt(2))).sum(-1)
+
+    def sample(self, *, generator: Randomness) -> Tensor:
+        """Independent draws, ``[B, N]``: a component, then a normal number."""
+        component = rng.categorical(self.log_weights, generator=generator)[..., None]  # [B, N, 1]
+        noise = rng.normal(component.shape[:-1], generator=generator, dtype=self.means.dtype)
+        mean, sd = self.means.gather(-1, component)[..., 0], self.sds.gather(-1, component)[..., 0]
+        return mean + sd * noise
+
+    def mean(self) -> Tensor:
+        """``[B, N]``."""
+        return (self.log_weights.exp() * self.means).sum(-1)
+
+    def sd(self) -> Tensor:
+        """Standard deviation of the mixture, ``[B, N]``."""
+        between = self.means - self.mean()[..., None]
+        return (self.log_weights.exp() * (self.sds.square() + between.square())).sum(-1).sqrt()
+
+    def mode(self, *, num_steps: int = 30) -> Tensor:
+        """A mode of the density, ``[B, N]``: the best component mean, moved uphill by `num_steps` of mean shift.
+
+        Mean shift (Carreira-Perpiñán 2000: an EM step, so the density never falls) ends at a local maximum at least as
+        high as the density at every component's mean. That is the highest mode unless some mode away from all means
+        beats it; for K = 1 it is the mean, exactly.
+        """
+        num_components = self.means.shape[-1]
+        if num_components == 1:
+            return self.means[..., 0].clone()
+        mode = torch.empty_like(self.means[..., 0])
+        rows_at_once = max(1, _MODE_CHUNK_ENTRIES // (self.means.shape[1] * num_components**2 or 1))
+        for start in range(0, len(mode), rows_at_once):
+            rows = slice(start, start + rows_at_once)
+            part = GaussianMixtureMarginals(self.log_weights[rows], self.means[rows], self.sds[rows])
+            best = part._log_density(part.means).argmax(-1, keepdim=True)  # [b, N, 1]
+            at = part.means.gather(-1, best)
+            for _ in range(num_steps):
+                pull = (part._log_terms(at)[..., 0, :].softmax(-1)) / part.sds.square()  # [b, N, K]
+                at = ((pull * part.means).sum(-1) / pull.sum(-1))[..., None]
+            mode[rows] = at[..., 0]
+        return mode
+
+    def _log_terms(self, at: Tensor) -> Tensor:
+        """log w_k p_k at Q points a site: ``[B, N, Q]`` -> ``[B, N, Q, K]``."""
+        z = (at[..., None] - self.means[..., None, :]) / self.sds[..., None, :]
+        return self.log_weights[..., None, :] - 0.5 * z.square() - self.sds.log()[..., None, :] - 0.5 * _LOG_2PI
+
+    def _log_density(self, at: Tensor) -> Tensor:
+        """Log density at Q points a site: ``[B, N, Q]`` -> ``[B, N, Q]``."""
+        return self._log_terms(at).logsumexp(-1)

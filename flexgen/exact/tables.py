@@ -1,0 +1,356 @@
+"""Finite laws as tables: a joint that answers every query, and complete conditionals that may have no joint.
+
+Both are float64 and exact up to rounding: a table entry is a probability, sums of entries never cancel, and the
+logarithm is taken last. A table over N sites has one axis a site, ``[V_0, .., V_{N-1}]``; its states are numbered
+row-major, as in `Space.states`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from flexgen import rng
+from flexgen.conditional import CategoricalMarginals
+from flexgen.errors import FlexgenError, QueryError, UnsupportedQueryError
+from flexgen.exact import kernels
+from flexgen.query import Query
+from flexgen.rng import Randomness
+from flexgen.space import Space
+
+__all__ = ["ConditionalTables", "JointTable"]
+
+_SUM_TOLERANCE = 1e-6  # a table that was rounded to float32 on its way still counts as normalised
+_CHUNK_ENTRIES = 1 << 21  # float64 entries of [rows, states] held at once: 16 MiB
+
+
+class JointTable:
+    """A joint law over categorical sites; answers every query by summing its table.
+
+    Args:
+        p: probabilities ``[V_0, .., V_{N-1}]``, non-negative, summing to one (within 1e-6; then divided by their sum).
+
+    Raises:
+        FlexgenError: entries that are negative or not finite, or a sum other than one.
+
+    Each row of a batch costs a few passes over the table's S states, with no loop over rows; memory is bounded by
+    handling rows in chunks. Conditioning on an event of probability zero raises `QueryError`, unless nothing is asked.
+    """
+
+    def __init__(self, p: Tensor) -> None:
+        p = _checked("p", p)
+        total = float(p.sum())
+        if abs(total - 1) > _SUM_TOLERANCE:
+            raise FlexgenError(
+                "p", f"sums to {total:.6g}, not 1", "Divide it by its sum, or call JointTable.from_unnormalised(p)."
+            )
+        self.p = p / p.sum()
+        self.space = Space.categorical(p.shape)
+
+    @classmethod
+    def from_unnormalised(cls, weights: Tensor) -> JointTable:
+        """The law proportional to `weights`, non-negative and not all zero."""
+        weights = _checked("weights", weights)
+        if not weights.any():
+            raise FlexgenError("weights", "are all zero", "Give at least one state a positive weight.")
+        return cls(weights / weights.sum())
+
+    @classmethod
+    def random(cls, shape: Sequence[int], *, generator: Randomness, concentration: float = 1.0) -> JointTable:
+        """A positive joint with weights Exp(1) ** (1 / concentration): for tests and examples."""
+        u = rng.uniform((1, math.prod(shape)), generator=generator, dtype=torch.float64)
+        weights = (-torch.log1p(-u)).clamp_min(1e-12) ** (1 / concentration)
+        return cls.from_unnormalised(weights.view(*shape))  # [1, S] -> [V_0, .., V_{N-1}]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(V_0, .., V_{N-1})."""
+        return tuple(self.p.shape)
+
+    def to(self, device: torch.device | str) -> JointTable:
+        return JointTable(self.p.to(device))
+
+    def log_prob(self, x: Tensor, query: Query) -> Tensor:
+        """log p(x_P | x_C) in nats, float64 ``[B]``; -inf where the target has probability zero."""
+        query = query.expand(len(x))
+        self.space.validate(x, where=query.observed | query.target)
+        pieces = [x.new_zeros(0, dtype=torch.float64)]
+        for rows in _chunks(len(x), self.p.numel()):
+            asked = query[rows]
+            evidence = self._evidence(self._mass(x[rows], asked.observed), asked, rows.start)
+            both = self._mass(x[rows], asked.observed | asked.target)
+            log_ratio = both.log() - evidence.log()
+            pieces.append(torch.where(asked.target.any(-1), log_ratio, 0.0))
+        return torch.cat(pieces)
+
+    def sample(self, x: Tensor, query: Query, *, generator: Randomness) -> Tensor:
+        """x with the target drawn jointly from p(x_P | x_C); one uniform number a row."""
+        query = query.expand(len(x))
+        self.space.validate(x, where=query.observed)
+        u = rng.uniform((len(x),), generator=generator, dtype=torch.float64)
+        out = x.clone()
+        for rows in _chunks(len(x), self.p.numel()):
+            asked = query[rows]
+            cdf = self._weights(x[rows], asked.observed).cumsum(-1)  # [b, S]
+            total = self._evidence(cdf[:, -1], asked, rows.start)
+            # Rounding must not reach the total, which would step past the last state that has mass.
+            threshold = torch.minimum(u[rows] * total, torch.nextafter(total, torch.zeros_like(total)))
+            state = torch.searchsorted(cdf, threshold[:, None], right=True)[:, 0]  # first state with cdf > threshold
+            draw = torch.stack(_unravel(state, self.shape), dim=-1)  # [b, N]
+            out[rows] = torch.where(asked.target, draw.to(x.dtype), x[rows])
+        return out
+
+    def marginals(self, x: Tensor, query: Query) -> CategoricalMarginals:
+        """p(x_i | x_C) at every site, targets or not (a point mass at observed sites)."""
+        query = query.expand(len(x))
+        self.space.validate(x, where=query.observed)
+        log_probs = x.new_full((len(x), len(self.shape), max(self.shape)), -math.inf, dtype=torch.float64)
+        for rows in _chunks(len(x), self.p.numel()):
+            asked = query[rows]
+            weights = self._weights(x[rows], asked.observed)
+            evidence = self._evidence(weights.sum(-1), asked, rows.start)
+            for site, size in enumerate(self.shape):
+                weights = weights.view(len(weights), size, -1)  # [b, V_site, states of the later sites]
+                log_probs[rows, site, :size] = (weights.sum(-1) / evidence[:, None]).log()
+                weights = weights.sum(1)
+        # Rows that ask for nothing may observe an impossible event; their answers must still be finite.
+        impossible = log_probs.isnan()
+        return CategoricalMarginals(log_probs.masked_fill(impossible, 0.0).log_softmax(-1))
+
+    def marginal(self, sites: Sequence[int]) -> JointTable:
+        """The joint of some sites, in the order given."""
+        others = [site for site in range(len(self.shape)) if site not in set(sites)]
+        p = self.p.sum(others) if others else self.p
+        kept = sorted(sites)
+        return JointTable(p.permute([kept.index(site) for site in sites]))
+
+    def block_table(self, block: int | Sequence[int], *, undefined: Literal["error", "uniform"] = "error") -> Tensor:
+        """p(x_block | rest) for every state, ``[V_0, .., V_{N-1}]``; sums to one over the axes of `block`.
+
+        Args:
+            block: a site, or several that are updated together.
+            undefined: what to do where the rest has probability zero: raise, or put the uniform law there (no
+                invariance is lost, since the joint never visits these states).
+        """
+        axes = kernels.as_block(block, len(self.shape))
+        rest = self.p.sum(axes, keepdim=True)
+        if undefined == "uniform":
+            return torch.where(rest > 0, self.p / rest, 1 / math.prod(self.shape[axis] for axis in axes))
+        if (rest == 0).any():
+            raise FlexgenError(
+                "p",
+                f"leaves p(x_i | rest) undefined for i in {axes}: {int((rest == 0).sum())} states of the other sites "
+                "have probability zero",
+                "Pass undefined='uniform' to conditional_tables or block_table, or give every state some mass.",
+            )
+        return self.p / rest
+
+    def conditional_tables(self, *, undefined: Literal["error", "uniform"] = "error") -> ConditionalTables:
+        """The complete conditionals p(x_i | rest) of all sites; `undefined` as in `block_table`."""
+        return ConditionalTables([self.block_table(site, undefined=undefined) for site in range(len(self.shape))])
+
+    def __repr__(self) -> str:
+        return f"JointTable({' x '.join(map(str, self.shape))} states)"
+
+    def _indicators(self, x: Tensor, fixed: Tensor) -> Iterator[Tensor]:
+        """For each site, ``[b, V]``: one where the value agrees with x or the site is not fixed, else zero."""
+        codes = torch.where(fixed, x, 0).long()
+        for site, size in enumerate(self.shape):
+            agrees = codes[:, site, None] == torch.arange(size, device=x.device)
+            yield (agrees | ~fixed[:, site, None]).to(self.p.dtype)
+
+    def _mass(self, x: Tensor, fixed: Tensor) -> Tensor:
+        """p(x_fixed), ``[b]``: sums the sites out one after the other, each step shrinking the table."""
+        mass = self.p.reshape(1, -1)
+        for indicator, size in zip(self._indicators(x, fixed), self.shape, strict=True):
+            if len(mass) == 1:
+                mass = indicator @ mass.view(size, -1)  # first site, all rows share the table: [b, later states]
+            else:
+                mass = (indicator[:, :, None] * mass.view(len(mass), size, -1)).sum(1)  # [b, later states]
+        return mass[:, 0]
+
+    def _weights(self, x: Tensor, fixed: Tensor) -> Tensor:
+        """p(state) where the state agrees with x_fixed, else 0, ``[b, S]``."""
+        weights = self.p.new_ones(len(x), 1)
+        for indicator in self._indicators(x, fixed):
+            weights = (weights[:, :, None] * indicator[:, None, :]).flatten(1)  # [b, states of the sites so far]
+        return weights * self.p.flatten()
+
+    def _evidence(self, mass: Tensor, query: Query, first_row: int) -> Tensor:
+        """p(x_C), ``[b]``; raises if a row asks for something given an impossible event."""
+        impossible = (mass == 0) & query.target.any(-1)
+        if impossible.any():
+            row = int(impossible.nonzero()[0])
+            sites = query.observed[row].nonzero().flatten().tolist()
+            raise QueryError(
+                "x",
+                f"observes an event of probability zero in row {first_row + row} (sites {sites})",
+                "No conditional law is defined there: observe a possible event, or condition on fewer sites.",
+            )
+        return mass
+
+
+class ConditionalTables:
+    """All complete conditionals p(x_i | rest), which need not come from one joint.
+
+    Args:
+        tables: for each site i a table ``[V_0, .., V_{N-1}]`` that sums to one over axis i (within 1e-6; then divided
+            by its sum).
+
+    Raises:
+        FlexgenError: a wrong number of tables, different shapes, negative or non-finite entries, or an axis that does
+            not sum to one.
+
+    It answers queries of one target with everything else observed; rows may ask for different sites. Any other
+    question needs a joint, and raises `UnsupportedQueryError`.
+    """
+
+    def __init__(self, tables: Sequence[Tensor]) -> None:
+        checked = [_checked(f"tables[{site}]", table) for site, table in enumerate(tables)]
+        if not checked or checked[0].ndim != len(checked):
+            shape = tuple(checked[0].shape) if checked else ()
+            raise FlexgenError(
+                "tables",
+                f"holds {len(checked)} tables of shape {shape}",
+                "Pass one table a site, each with one axis a site.",
+            )
+        for site, table in enumerate(checked):
+            if table.shape != checked[0].shape:
+                raise FlexgenError(
+                    f"tables[{site}]",
+                    f"has shape {tuple(table.shape)}, but tables[0] has {tuple(checked[0].shape)}",
+                    "All tables run over all sites, in the same order.",
+                )
+            sums = table.sum(site)
+            if ((sums - 1).abs() > _SUM_TOLERANCE).any():
+                worst = float(sums.flatten()[(sums - 1).abs().argmax()])
+                raise FlexgenError(
+                    f"tables[{site}]",
+                    f"sums to {worst:.6g} over axis {site}, not 1",
+                    f"tables[{site}] is p(x_{site} | rest): normalise it over axis {site}.",
+                )
+            checked[site] = table / table.sum(site, keepdim=True)
+        self.tables = tuple(checked)
+        self.space = Space.categorical(self.shape)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(V_0, .., V_{N-1})."""
+        return tuple(self.tables[0].shape)
+
+    def to(self, device: torch.device | str) -> ConditionalTables:
+        return ConditionalTables([table.to(device) for table in self.tables])
+
+    def log_prob(self, x: Tensor, query: Query) -> Tensor:
+        """log p(x_i | rest) in nats, float64 ``[B]``."""
+        query = self._supported(x, query, read=True)
+        probs, site = self._row_laws(x, query)
+        code = torch.where(query.target, x, 0).sum(-1).long()  # the value at the one target
+        log_prob = probs.gather(-1, code[:, None])[:, 0].log()
+        return torch.where(site >= 0, log_prob, 0.0)
+
+    def sample(self, x: Tensor, query: Query, *, generator: Randomness) -> Tensor:
+        """x with each row's target drawn from its complete conditional; one uniform number a row."""
+        query = self._supported(x, query, read=False)
+        probs, _ = self._row_laws(x, query)
+        draw = rng.categorical(probs.log(), generator=generator)  # [B]
+        return torch.where(query.target, draw[:, None].to(x.dtype), x)
+
+    def marginals(self, x: Tensor, query: Query) -> CategoricalMarginals:
+        """p(x_i | rest) at each row's target; uniform at all other sites."""
+        query = self._supported(x, query, read=False)
+        probs, _ = self._row_laws(x, query)  # [B, K]
+        codes = torch.arange(max(self.shape), device=x.device)
+        uniform = (codes < torch.tensor(self.shape, device=x.device)[:, None]).to(probs.dtype)  # [N, K]
+        uniform = uniform / uniform.sum(-1, keepdim=True)
+        return CategoricalMarginals(torch.where(query.target[:, :, None], probs[:, None, :], uniform).log())
+
+    def block_table(self, block: int | Sequence[int]) -> Tensor:
+        """p(x_i | rest) for a single site i, ``[V_0, .., V_{N-1}]``.
+
+        Raises:
+            UnsupportedQueryError: if the block holds several sites.
+        """
+        axes = kernels.as_block(block, len(self.shape))
+        if len(axes) > 1:
+            raise UnsupportedQueryError(
+                "block",
+                f"holds sites {list(axes)}",
+                "Complete conditionals give one site at a time; a JointTable updates blocks.",
+            )
+        return self.tables[axes[0]]
+
+    def transition_matrix(self, site: int) -> Tensor:
+        """The exact Gibbs kernel of updating one site, ``[S, S]``; see `kernels.site_kernel`."""
+        return kernels.site_kernel(self, site)
+
+    def kernel(self, scan: Literal["random"] | Iterable[int]) -> Tensor:
+        """The exact kernel of one sweep, ``[S, S]``: sites in the given order, or one site chosen at random."""
+        return kernels.random_scan_kernel(self) if scan == "random" else kernels.sweep_kernel(self, scan)
+
+    def __repr__(self) -> str:
+        return f"ConditionalTables({' x '.join(map(str, self.shape))} states)"
+
+    def _supported(self, x: Tensor, query: Query, *, read: bool) -> Query:
+        query = query.expand(len(x))
+        num_targets = query.target.sum(-1)
+        wrong = (num_targets > 1) | ((num_targets == 1) & query.marginalised.any(-1))
+        if wrong.any():
+            row = int(wrong.nonzero()[0])
+            one = Query(query.target[row], query.observed[row])
+            raise UnsupportedQueryError(
+                "query",
+                f"asks for {one!r} in row {row}, but no joint is known, only the complete conditionals p(x_i | rest)",
+                "Ask for one target with all other sites observed, or use a JointTable.",
+            )
+        self.space.validate(x, where=query.observed | query.target if read else query.observed)
+        return query
+
+    def _row_laws(self, x: Tensor, query: Query) -> tuple[Tensor, Tensor]:
+        """The law of each row's target, ``[B, K]`` (zero beyond its categories), and the target, -1 where none."""
+        has_target = query.target.any(-1)
+        site = query.target.long().argmax(-1)  # [B], 0 where there is none
+        codes = torch.where(query.observed, x, 0).long()
+        strides = torch.tensor(_strides(self.shape), device=x.device)
+        sizes = torch.tensor(self.shape, device=x.device)
+        values = torch.arange(max(self.shape), device=x.device)
+        # A row without a target may leave anything unobserved; it reads some entry, and its answer is not used.
+        state = (codes * strides).sum(-1) - torch.gather(codes * strides, 1, site[:, None])[:, 0]
+        inside = values < sizes[site][:, None]  # [B, K]
+        index = state[:, None] + values.clamp_max(max(self.shape) - 1) * strides[site][:, None] * inside
+        flat = torch.stack([table.flatten() for table in self.tables])  # [N, S]
+        return flat[site[:, None], index] * inside, torch.where(has_target, site, -1)
+
+
+def _checked(name: str, table: Tensor) -> Tensor:
+    """A float64 copy of a table of non-negative finite entries, with at least one axis."""
+    table = torch.as_tensor(table).detach().to(torch.float64)
+    if table.ndim == 0 or table.numel() == 0:
+        raise FlexgenError(name, f"has shape {tuple(table.shape)}", "Pass one axis a site, each of at least one value.")
+    wrong = ~torch.isfinite(table) | (table < 0)
+    if wrong.any():
+        state = tuple(wrong.nonzero()[0].tolist())
+        raise FlexgenError(
+            name, f"holds {float(table[state])} at state {state}", "Probabilities are finite and non-negative."
+        )
+    return table
+
+
+def _strides(shape: Sequence[int]) -> list[int]:
+    """Row-major strides of a table."""
+    return [math.prod(shape[site + 1 :]) for site in range(len(shape))]
+
+
+def _unravel(state: Tensor, shape: Sequence[int]) -> list[Tensor]:
+    """The value of each site from state numbers."""
+    return [(state // stride) % size for stride, size in zip(_strides(shape), shape, strict=True)]
+
+
+def _chunks(num_rows: int, num_states: int) -> Iterator[slice]:
+    size = max(1, _CHUNK_ENTRIES // num_states)
+    for start in range(0, num_rows, size):
+        yield slice(start, min(start + size, num_rows))
