@@ -141,7 +141,7 @@ def refuse_missing(x: Tensor, query: Query, *, targets: bool = False) -> None:
     if not x.is_floating_point():
         return
     read = query.observed | query.target if targets else query.observed
-    missing = torch.isnan(x).flatten(2).any(2) if x.ndim > 2 else torch.isnan(x)  # [B, N]
+    missing = torch.isnan(x).reshape(*x.shape[:2], -1).any(-1)  # [B, N]
     missing = missing & read
     if missing.any():
         row, site = (int(i) for i in missing.nonzero()[0])

@@ -41,7 +41,8 @@ def _rhat_of_split(draws: Tensor) -> Tensor:
     ordered = split.flatten(0, 1).sort(0).values
     median = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
     folded = (split - median).abs()
-    return torch.maximum(_rhat(_rank_normalised(split)), _rhat(_rank_normalised(folded)))
+    # Of few categories all folded values may tie; their R-hat is then NaN and says nothing.
+    return torch.fmax(_rhat(_rank_normalised(split)), _rhat(_rank_normalised(folded)))
 
 
 def ess(draws: Tensor, *, kind: Literal["bulk", "tail", "mean"] = "bulk") -> Tensor:

@@ -308,7 +308,7 @@ def _refuse_missing(x: Tensor, where: Tensor | None, space: Space) -> None:
         return
     if x.ndim != 2 + len(space.site_shape) or x.shape[1] != space.num_sites:
         return  # Space.validate says what shape is meant
-    missing = torch.isnan(x).flatten(2).any(2)
+    missing = torch.isnan(x).reshape(*x.shape[:2], -1).any(-1)  # [B, N]
     if where is not None:
         missing &= where
     if missing.any():

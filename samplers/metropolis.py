@@ -87,9 +87,10 @@ class MetropolisKernel:
         return self.conditional.space
 
     def sample(self, x: Tensor, query: Query, *, generator: Randomness) -> Tensor:
+        # Drawn first: the proposals of other rows may need more numbers than this row's.
+        u = rng.uniform((len(x),), generator=generator, dtype=torch.float64)
         energy = self._energy_of(x)
         proposal, proposed_energy, log_ratio = self.propose(x, energy, query, generator=generator)
-        u = rng.uniform((len(x),), generator=generator, dtype=torch.float64)
         # u < ratio in logs; log1p(-u) is finite, since u < 1. A NaN (both energies infinite) is refused.
         accepted = torch.log1p(-u) < log_ratio  # [B]
         self._count(accepted, query)

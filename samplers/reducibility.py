@@ -32,6 +32,8 @@ __all__ = ["ReducibilityWatch", "ReducibleWarning", "warn_if_stuck"]
 # The first sweeps of the warm-up are watched; fewer visits than this say nothing.
 MAX_SWEEPS = 20
 MIN_VISITS = 10
+# A chain that stands still for this many sweeps is worth a word.
+MIN_STILL_SWEEPS = 100
 
 
 class ReducibleWarning(UserWarning):
@@ -129,7 +131,7 @@ def warn_if_stuck(
     Args:
         moved: bool ``[B]``, chains whose state ever changed from one sweep to the next.
         free: bool ``[N]`` or ``[B, N]``.
-        num_sweeps: how many sweeps the chains had for it; below `MAX_SWEEPS` standing still says nothing.
+        num_sweeps: how many sweeps the chains had for it; below `MIN_STILL_SWEEPS` standing still says nothing.
     """
     stuck = torch.cat([watch.stuck() for watch in watches])  # [B, N]
     if bool(stuck.any()):
@@ -143,7 +145,7 @@ def warn_if_stuck(
         )
         return
     still = ~moved & free.expand(len(moved), -1).any(1)
-    if num_sweeps >= MAX_SWEEPS and bool(still.any()):
+    if num_sweeps >= MIN_STILL_SWEEPS and bool(still.any()):
         warnings.warn(
             f"{int(still.sum())} of {len(still)} chains never moved in {num_sweeps} sweeps. The conditional may be "
             "deterministic, or leave these states only very rarely; their draws say nothing about the law.",

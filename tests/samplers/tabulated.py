@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-import scipy.stats
 import torch
 from torch import Tensor
 
@@ -98,7 +97,9 @@ def p_value(draws: Tensor, law: Tensor) -> float:
 
     States expected fewer than five times are pooled.
     """
-    space = Space.categorical(law.shape) if law.ndim > 1 else Space.binary(draws.shape[1])
+    from scipy.stats import chi2  # slow to import, and child processes import this module
+
+    space = Space.binary(draws.shape[1]) if law.ndim == 1 and draws.shape[1] > 1 else Space.categorical(law.shape)
     strides = torch.tensor([int(torch.tensor(space.num_categories[i + 1 :]).prod()) for i in range(space.num_sites)])
     counts = torch.bincount((draws.long() * strides).sum(-1), minlength=space.num_states).double()
     expected = law.flatten() * len(draws)
@@ -111,4 +112,4 @@ def p_value(draws: Tensor, law: Tensor) -> float:
         pairs.append((counts[rare].sum()[None], expected[rare].sum()[None]))
     observed, mean = (torch.cat(column) for column in zip(*pairs, strict=True))
     statistic = float(((observed - mean) ** 2 / mean).sum())
-    return float(scipy.stats.chi2.sf(statistic, len(mean) - 1))
+    return float(chi2.sf(statistic, len(mean) - 1))
