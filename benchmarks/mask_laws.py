@@ -5,7 +5,8 @@
 Prints, for every law, the milliseconds of one draw of 4096 queries over 1024 sites on one thread, and its ratio to
 one training step (forward, backward, AdamW) of a small network on that batch: a masked MLP from 2 x 1024 inputs
 (values, and which are observed) through two hidden layers of 256 to 1024 outputs. A transformer's step is longer by
-orders of magnitude, so this is the strict comparison. Best of a few repetitions; a ratio below 1 passes.
+orders of magnitude, so this is the strict comparison. Processor time, which a busy machine disturbs less than the
+clock; best of a few repetitions. A ratio below 1 passes.
 """
 
 from __future__ import annotations
@@ -83,13 +84,13 @@ def training_step() -> Callable[[], object]:
 
 
 def milliseconds(call: Callable[[], object], repetitions: int) -> float:
-    """Best time of a call, after one to warm up."""
+    """Least processor time of a call, after one to warm up."""
     call()
     times = []
     for _ in range(repetitions):
-        start = time.perf_counter()
+        start = time.process_time()
         call()
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return 1e3 * min(times)
 
 

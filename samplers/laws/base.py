@@ -18,7 +18,7 @@ from flexgen.laws import MaskDraw
 from flexgen.query import Query
 from flexgen.rng import Randomness, Streams
 from samplers.laws.checks import one_of
-from samplers.laws.select import fork, rows_of
+from samplers.laws.select import count_sites, fork, rows_of
 
 __all__ = ["Exchangeable", "Law", "Rows", "Sets", "Side", "Support", "Weight", "as_law", "subsets"]
 
@@ -55,7 +55,7 @@ class Rows:
     @property
     def num_present(self) -> Tensor:
         """Sites that each row holds, int64 ``[B]``."""
-        return self.present.sum(-1)
+        return count_sites(self.present)
 
     @cached_property
     def place(self) -> Tensor:

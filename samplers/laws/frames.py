@@ -8,6 +8,7 @@ import torch
 
 from samplers.laws.base import Law, Rows, Sets
 from samplers.laws.checks import at_least
+from samplers.laws.select import count_sites
 
 __all__ = ["FrameGroups"]
 
@@ -49,11 +50,11 @@ class FrameGroups(Law):
             taken = (target | observed)[going]  # [R, T+1]
             fresh = torch.zeros_like(taken).scatter_(-1, frame, True) & ~taken
             fresh[:, -1] = False
-            fits = fresh.sum(-1) + taken.sum(-1) <= self.window
+            fits = count_sites(fresh) + count_sites(taken) <= self.window
             into_target = (coin < 0.5) | first
             target[going] |= fresh & (fits & into_target)[:, None]
             observed[going] |= fresh & (fits & ~into_target)[:, None]
             # A row whose every frame is taken would go on for ever: nothing fresh is left to overflow the window.
-            full = (target | observed)[going].sum(-1) >= frames
+            full = count_sites((target | observed)[going]) >= frames
             going, first = going[fits & ~full], False
         return Sets(rows.spread(target[:, :-1]), rows.spread(observed[:, :-1]), rows.ones())

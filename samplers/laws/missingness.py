@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -53,10 +54,13 @@ class LogisticMissing(Law):
 
     def probability(self, x: Tensor, present: Tensor) -> Tensor:
         """Of each site being a target, were it present: ``[B, N]``."""
-        means = torch.tensor(self.means, device=x.device)
-        filled = torch.where(present, x.float(), means)
-        weights = torch.tensor(self.weights, device=x.device)
-        return torch.sigmoid(filled @ weights.mT + torch.tensor(self.intercepts, device=x.device))
+        weights, intercepts, means = (parameter.to(x.device) for parameter in self._parameters)
+        return torch.sigmoid(torch.addmm(intercepts, torch.where(present, x.float(), means), weights.mT))
+
+    @cached_property
+    def _parameters(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights, intercepts and means as float32 tensors; tuples of numbers are slow to convert at each draw."""
+        return torch.tensor(self.weights), torch.tensor(self.intercepts), torch.tensor(self.means)
 
     def _draw(self, rows: Rows) -> Sets:
         x = _values(rows, len(self.intercepts))

@@ -12,6 +12,7 @@ from torch import Tensor
 from flexgen.errors import FlexgenError
 from samplers.laws.base import Law, Rows, Sets, Support
 from samplers.laws.checks import at_least, freeze, number_in, positive, shape_of
+from samplers.laws.select import count_sites
 
 __all__ = ["Blocks", "Box", "Pattern", "Rectangle"]
 
@@ -57,14 +58,16 @@ class Blocks(Law):
             ratio = ((2 * aspect_u - 1) * -math.log(self.min_aspect)).exp()
             high, wide = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
             fits = (high < height) & (wide < width)
-            top = (top_u * (height - high + 1)).long()
-            side = (left_u * (width - wide + 1)).long()
-            new = _box(self.shape, top, side, high, wide) & ~covered[going]  # [R, H, W]
-            gain = new.sum((-2, -1))
-            good = fits & (gain > 0) & (gain <= left[going])
-            covered[going[good]] |= new[good]
-            left[going] -= torch.where(good, gain, 0)
-            failures[going] = torch.where(good, 0, failures[going] + 1)
+            trial, high, wide = going[fits], high[fits], wide[fits]
+            top = (top_u[fits] * (height - high + 1)).long()
+            side = (left_u[fits] * (width - wide + 1)).long()
+            new = _box(self.shape, top, side, high, wide) & ~covered[trial]  # [R, H, W]
+            gain = count_sites(new.flatten(1))
+            good = (gain > 0) & (gain <= left[trial])
+            covered[trial[good]] |= new[good]
+            left[trial] -= torch.where(good, gain, 0)
+            failures[going] += 1
+            failures[trial[good]] = 0
             going = going[(left[going] > 0) & (failures[going] < self.tries)]
         return rows.rest(covered.flatten(1) & rows.present)
 

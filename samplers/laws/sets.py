@@ -13,7 +13,7 @@ from flexgen.errors import FlexgenError
 from samplers.laws.base import Exchangeable, Law, Rows, Sets, Support, Weight, subsets
 from samplers.laws.checks import at_least, freeze, one_of, site_numbers
 from samplers.laws.rates import Rate, as_rate
-from samplers.laws.select import choose, smallest
+from samplers.laws.select import choose, count_sites, exclude, smallest
 from samplers.laws.sizes import Size, as_size
 
 __all__ = ["Bernoulli", "FixedCount", "Given", "Prefix", "Strided"]
@@ -142,7 +142,7 @@ class Prefix(Law):
         length = size.draw(n, generator=rows.generator)
         end = n if self.ahead is None else torch.minimum(length + self.ahead, n)
         if self.order == "random":
-            keys = rows.uniform(rows.num_sites, dtype=torch.float32).masked_fill_(~rows.present, 2.0)
+            keys = exclude(rows.uniform(rows.num_sites, dtype=torch.float32), ~rows.present)
             observed, reached = smallest(keys, length, n), smallest(keys, end, n)
         else:
             place = self._places(rows.present)
@@ -266,7 +266,7 @@ def _plain_weight(weight: Weight, target: Tensor) -> Tensor:
     """1, or 1/|P|, ``[B]``."""
     if weight == "one":
         return torch.ones(len(target), device=target.device)
-    return 1.0 / target.sum(-1).clamp_min(1)
+    return 1.0 / count_sites(target).clamp_min(1)
 
 
 def _size_weight(weight: Weight, num_sites: int) -> Tensor:

@@ -15,7 +15,7 @@ from flexgen.errors import FlexgenError
 from flexgen.rng import Randomness
 from samplers.laws.base import Law, Rows, Sets, Support
 from samplers.laws.checks import at_least, number_in
-from samplers.laws.select import choose
+from samplers.laws.select import choose, count_sites
 
 __all__ = ["GeometricSpans", "NGrams", "Spans", "span_counts", "truncated_geometric"]
 
@@ -134,7 +134,7 @@ class GeometricSpans(Law):
             fresh &= fresh[:, :1]  # the anchor itself must be free
             fresh &= fresh.cumsum(-1) <= (budget - spent)[:, None]
             taken.scatter_(-1, torch.where(fresh, place, rows.num_sites), True)
-            spent += fresh.sum(-1)
+            spent += count_sites(fresh)
         return rows.rest(rows.spread(taken[:, :-1]))
 
 
@@ -191,5 +191,5 @@ class NGrams(Law):
         change.scatter_add_(-1, torch.where(fits, begin + gram, drop), -one)
         taken = change[:, : rows.num_sites].cumsum(-1, dtype=torch.int16) > 0
         inside = torch.arange(rows.num_sites, device=n.device) < n[:, None]
-        taken |= choose((goal - taken.sum(-1)).clamp_min(0), inside & ~taken, generator=rows.generator)
+        taken |= choose((goal - count_sites(taken)).clamp_min(0), inside & ~taken, generator=rows.generator)
         return rows.rest(rows.spread(taken))
