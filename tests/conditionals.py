@@ -1,0 +1,94 @@
+"""The conditionals that `tests/test_conditional_laws.py` holds to the shared contract.
+
+To add one, append a `Case` to `CASES`: a name, a function that builds it (small, seeded), and what it can answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from flexgen import exact
+from flexgen.conditional import Conditional
+from flexgen.query import Query
+
+__all__ = ["CASES", "Case", "generator", "random_queries", "random_x"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A conditional under test.
+
+    Args:
+        name: the test's id.
+        make: builds it, the same every time.
+        queries: ``"any"``, or ``"complete"`` for one target with everything else observed.
+        chain: ``"any"`` if the chain rule holds in every order (a joint exists), ``"stated"`` if `log_prob` takes
+            ``order=`` and agrees with its own single-target answers in that order.
+        tolerance: nats by which two evaluations of one question may differ, from the arithmetic's precision.
+        half_width: real sites: the quadrature runs from -half_width to half_width, which must hold all mass.
+    """
+
+    name: str
+    make: Callable[[], Conditional]
+    queries: Literal["any", "complete"] = "any"
+    chain: Literal["any", "stated"] = "any"
+    tolerance: float = 1e-9
+    half_width: float = 12.0
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def random_x(case: Case, num_rows: int, *, seed: int = 1) -> Tensor:
+    """Rows anywhere in the space, float64 ``[B, N]``."""
+    space, source = case.make().space, generator(seed)
+    columns = [
+        torch.randint(site.num_categories, (num_rows,), generator=source).double()
+        if site.kind == "categorical"
+        else torch.randn(num_rows, generator=source, dtype=torch.float64)
+        for site in space.sites
+    ]
+    return torch.stack(columns, dim=-1)  # N of [B] -> [B, N]
+
+
+def random_queries(case: Case, num_rows: int, *, seed: int = 2, most_targets: int | None = None) -> Query:
+    """A query a row that this case can answer, with one target at least; sites in neither set where it can."""
+    num_sites, source = case.make().space.num_sites, generator(seed)
+    ranks = torch.rand(num_rows, num_sites, generator=source).argsort(-1)
+    if case.queries == "complete":
+        return Query(ranks == 0, ranks != 0)
+    most = num_sites if most_targets is None else most_targets
+    num_targets = torch.randint(1, most + 1, (num_rows, 1), generator=source)
+    target = ranks < num_targets
+    return Query(target, ~target & (torch.rand(num_rows, num_sites, generator=source) < 0.6))
+
+
+def _gaussian() -> exact.Gaussian:
+    root = torch.randn(4, 8, generator=generator(3), dtype=torch.float64)
+    return exact.Gaussian(torch.tensor([0.5, -1.0, 0.0, 1.0]), root @ root.T / 8)
+
+
+def _mixture() -> exact.GaussianMixture:
+    root = torch.randn(3, 4, 8, generator=generator(4), dtype=torch.float64)
+    means = 1.5 * torch.randn(3, 4, generator=generator(5), dtype=torch.float64)
+    return exact.GaussianMixture(torch.tensor([0.5, 0.3, 0.2]), means, root @ root.mT / 8)
+
+
+def _tables() -> exact.ConditionalTables:
+    """Positive and incompatible: each table is normalised noise."""
+    noise = torch.rand(4, 2, 3, 2, 2, generator=generator(6), dtype=torch.float64) + 0.1
+    return exact.ConditionalTables([noise[site] / noise[site].sum(site, keepdim=True) for site in range(4)])
+
+
+CASES = [
+    Case("joint-table", lambda: exact.JointTable.random((2, 3, 2, 2), generator=generator(7))),
+    Case("conditional-tables", _tables, queries="complete"),
+    Case("gaussian", _gaussian),
+    Case("gaussian-mixture", _mixture),
+]
