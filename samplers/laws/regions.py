@@ -222,7 +222,8 @@ def _box(shape: Sequence[int], top: Tensor, left: Tensor, high: Tensor, wide: Te
     row, column = (torch.arange(size, device=top.device) for size in shape)
     in_rows = (row >= top[:, None]) & (row < (top + high)[:, None])  # [B, H]
     in_columns = (column >= left[:, None]) & (column < (left + wide)[:, None])  # [B, W]
-    return in_rows[:, :, None] & in_columns[:, None, :]
+    # A product of bytes: broadcasting "and" over booleans takes four times as long.
+    return (in_rows.view(torch.uint8)[:, :, None] * in_columns.view(torch.uint8)[:, None, :]).view(torch.bool)
 
 
 def _plane(shape: Sequence[int]) -> tuple[int, ...]:

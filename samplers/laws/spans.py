@@ -121,21 +121,22 @@ class GeometricSpans(Law):
         budget = (n.double() * self.density).ceil().long()
         cdf = truncated_geometric(self.p, self.max_length).cumsum(0).to(n.device)
         step = torch.arange(self.max_length, device=n.device)
-        taken = torch.zeros(len(rows), rows.num_sites + 1, dtype=torch.bool, device=n.device)  # last: a place to drop
-        spent = torch.zeros_like(n)
+        # Places from n on count as taken, and there are enough of them for a span to run over the end.
+        outside = torch.arange(rows.num_sites + self.max_length, device=n.device) >= n[:, None]
+        taken, spent = outside.clone(), torch.zeros_like(n)
         source = rows.fork("spans")
         while bool((spent < budget).any()):
             u, v = source.uniform(2).unbind(-1)
             anchor = (u * n).long()  # [B]
             length = torch.searchsorted(cdf[:-1], v * cdf[-1], right=True) + 1
             place = anchor[:, None] + step  # [B, max_length]
-            place = torch.where(place < n[:, None], place, rows.num_sites)
-            fresh = ~taken.gather(-1, place) & (place < rows.num_sites) & (step < length[:, None])
+            before = taken.gather(-1, place)
+            fresh = ~before & (step < length[:, None])
             fresh &= fresh[:, :1]  # the anchor itself must be free
             fresh &= fresh.cumsum(-1) <= (budget - spent)[:, None]
-            taken.scatter_(-1, torch.where(fresh, place, rows.num_sites), True)
+            taken.scatter_(-1, place, before | fresh)
             spent += count_sites(fresh)
-        return rows.rest(rows.spread(taken[:, :-1]))
+        return rows.rest(rows.spread((taken & ~outside)[:, : rows.num_sites]))
 
 
 def truncated_geometric(p: float, max_length: int) -> Tensor:
