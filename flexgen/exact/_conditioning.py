@@ -23,6 +23,7 @@ __all__ = ["Components", "Factored", "draw", "factor_groups", "log_evidence", "l
 
 _LOG_2PI = math.log(2 * math.pi)
 _CHUNK_ENTRIES = 1 << 18  # float64 entries of [rows, K, n, n] held at once: 2 MiB, about a core's cache
+_SHARED_ROWS = 4  # rows a set of sites must serve on average before it is factored on its own
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,14 @@ def log_evidence(components: Components, x: Tensor, observed: Tensor) -> Tensor:
 
 
 def log_evidences(components: Components, x: Tensor, observed: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """log p_k(x_C) and log p_k(x_C, x_P), each ``[B, K]``, from one factorisation."""
+    """log p_k(x_C) and log p_k(x_C, x_P), each ``[B, K]``.
+
+    One factorisation a row gives both. But where few sets C ∪ P occur, for example because all that is not observed is
+    asked for, their factors are shared, and a second, smaller factorisation of C alone costs less.
+    """
+    union = observed | target
+    if _SHARED_ROWS * len(torch.unique(union, dim=0)) <= len(x):
+        return log_evidence(components, x, observed), log_evidence(components, x, union)
     before = x.new_zeros(len(x), len(components.means))
     after = torch.zeros_like(before)
     for group in factor_groups(components, observed, target):

@@ -13,7 +13,7 @@ from flexgen.rng import Randomness
 __all__ = ["GaussianMixtureMarginals"]
 
 _LOG_2PI = math.log(2 * math.pi)
-_MODE_CHUNK_ENTRIES = 1 << 20  # densities of all components at all component means held at once
+_MODE_CHUNK_ENTRIES = 1 << 18  # densities of all components at all component means held at once
 
 
 class GaussianMixtureMarginals:

@@ -130,6 +130,17 @@ def test_mixture_answers_equal_sums_over_components() -> None:
             assert float(marginals.log_prob(x)[row, site]) == pytest.approx(expected, abs=1e-9)
 
 
+def test_one_factorisation_or_two_give_the_same_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    law, (x, query) = mixture(), questions()
+    rest = Query.rest(query.observed)
+    answers = []
+    for shared_rows in (1, 1 << 30):  # always two, always one
+        monkeypatch.setattr(conditioning, "_SHARED_ROWS", shared_rows)
+        answers.append((law.log_prob(x, rest), law.log_prob(x, query)))
+    for two, one in zip(*answers, strict=True):
+        torch.testing.assert_close(two, one, atol=1e-11, rtol=0)
+
+
 def test_a_mixture_of_one_component_is_the_gaussian() -> None:
     law, (x, query) = gaussian(), questions()
     one = GaussianMixture(torch.ones(1), law.mean[None], law.covariance[None])
