@@ -22,7 +22,7 @@ from flexgen.errors import FlexgenError, UnsupportedQueryError
 from flexgen.query import Query
 from flexgen.rng import Randomness, Streams
 
-__all__ = ["Factorized", "Schedule", "SiteQuery", "Step", "Walk", "first_in_order", "run"]
+__all__ = ["Factorized", "Schedule", "SiteQuery", "SitewiseMarginals", "Step", "Walk", "first_in_order", "run"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +67,15 @@ class Schedule(Protocol):
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-serialisable form, which the class's ``from_dict`` reads."""
+        ...
+
+
+@runtime_checkable
+class SitewiseMarginals(Protocol):
+    """Marginals that can draw one site alone; optional, and worth having where a draw of all sites is slow."""
+
+    def sample_site(self, site: int | Tensor, *, generator: Randomness) -> Tensor:
+        """Draws ``[B, *site]`` at one site, or at one a row, int64 ``[B]``."""
         ...
 
 
@@ -208,17 +217,18 @@ def _draw_site(conditional: MarginalConditional, x: Tensor, query: SiteQuery, pl
     """What ``conditional.sample`` does for one target, without its chain, and drawing that target alone."""
     marginals = conditional.marginals(x, query)
     site, asks = query.site, query.asks
-    if not isinstance(marginals, CategoricalMarginals):
+    rows = slice(None) if isinstance(site, int) else torch.arange(len(x), device=x.device)
+    if isinstance(marginals, CategoricalMarginals):
+        draw = _invert(marginals.log_probs[rows, site], places.uniforms())  # [B] from [B, K]
+    elif isinstance(marginals, SitewiseMarginals):
+        draw = marginals.sample_site(site, generator=places.generator)  # [B, *site]
+    else:
         return _fill(x, query.target, marginals.sample(generator=places.generator))
-    log_probs = marginals.log_probs  # [B, N, K]
-    if isinstance(site, int):
-        x[:, site] = _invert(log_probs[:, site], places.uniforms()).to(x.dtype)
-        return x
-    at = site[:, None, None].expand(-1, 1, log_probs.shape[-1])  # [B, 1, K]
-    draw = _invert(log_probs.gather(1, at)[:, 0], places.uniforms()).to(x.dtype)[:, None]  # [B, 1]
+    draw = draw.to(x.dtype)
     if asks is not None:
-        draw = torch.where(asks[:, None], draw, x.gather(1, site[:, None]))
-    return x.scatter_(1, site[:, None], draw)
+        draw = torch.where(asks.view(-1, *(1,) * (draw.ndim - 1)), draw, x[rows, site])
+    x[rows, site] = draw
+    return x
 
 
 def _invert(log_probs: Tensor, u: Tensor) -> Tensor:

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from flexgen import rng
 from flexgen.conditional import CategoricalMarginals, MarginalConditional
 from flexgen.errors import FlexgenError, SpaceError, UnsupportedQueryError
-from flexgen.exact import ConditionalTables, JointTable, kernels
+from flexgen.exact import ConditionalTables, Gaussian, JointTable, kernels
 from flexgen.query import Query
 from flexgen.rng import Randomness
 from flexgen.space import Space
@@ -252,6 +253,57 @@ def test_watching_does_not_change_the_draws() -> None:
     watched = sampler.run(chains=16, draws=5, warmup=10, generator=3).draws
     plain = sampler.run(chains=16, draws=15, generator=3).draws[10:]
     assert torch.equal(watched, plain)
+
+
+class OneByOne:
+    """Marginals, not categorical by type, that can draw a single site; drawing all of them is refused."""
+
+    def __init__(self, log_probs: Tensor) -> None:
+        self.log_probs = log_probs
+
+    def sample_site(self, site: int | Tensor, *, generator: Randomness) -> Tensor:
+        rows = slice(None) if isinstance(site, int) else torch.arange(len(self.log_probs))
+        return rng.categorical(self.log_probs[rows, site], generator=generator)
+
+    def sample(self, *, generator: Randomness) -> Tensor:  # noqa: ARG002
+        raise AssertionError("drew all sites")
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("scan", [scans.systematic(), scans.random_permutation()], ids=str)
+@pytest.mark.parametrize("clamp", [False, True])
+def test_marginals_that_draw_one_site_are_asked_for_one(scan: Scan, clamp: bool) -> None:
+    joint = JointTable.random((2, 2, 2), generator=torch.Generator().manual_seed(0))
+
+    class Sitewise(MarginalConditional):
+        space = joint.space  # type: ignore[assignment]
+
+        def marginals(self, x: Tensor, query: Query) -> OneByOne:  # type: ignore[override]
+            return OneByOne(joint.marginals(x, query).log_probs)
+
+    x = torch.zeros(CHAINS, 3, dtype=torch.int64)
+    clamped = torch.zeros(CHAINS, 3, dtype=torch.bool)
+    clamped[: CHAINS // 2, 0] = clamp
+    draws = last_states(Sitewise(), scan, x=x, clamped=clamped)
+    first = joint.p[:1] / joint.p[:1].sum() if clamp else joint.p
+    assert p_value(draws[: CHAINS // 2], torch.cat([first, 0 * first]) if clamp else first) > FALSE_ALARM
+    assert p_value(draws[CHAINS // 2 :], joint.p) > FALSE_ALARM
+
+
+@pytest.mark.statistical
+def test_real_sites_start_from_the_conditional_and_keep_its_law() -> None:
+    covariance = torch.tensor([[1.0, 0.9, 0.0], [0.9, 1.0, 0.3], [0.0, 0.3, 2.0]], dtype=torch.float64)
+    gaussian = Gaussian(torch.zeros(3, dtype=torch.float64), covariance)
+    draws = GibbsSampler(gaussian, scan=scans.random()).run(chains=CHAINS, draws=3, generator=0).draws[-1].double()
+    estimate = draws.T @ draws / CHAINS
+    # Isserlis: var(x_i x_j) = S_ii S_jj + S_ij^2. Six entries, each with a false alarm of 6e-7 at 5 sd.
+    error = ((covariance.diagonal().outer(covariance.diagonal()) + covariance**2) / CHAINS).sqrt()
+    assert ((estimate - covariance).abs() < 5 * error).all()
+
+
+def test_progress_bar_shows_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    GibbsSampler(TabulatedMarginals(3), scan=scans.random()).run(chains=2, draws=3, generator=0, progress=True)
+    assert "GibbsSampler" in capsys.readouterr().err
 
 
 def test_observers_agree_with_stored_draws() -> None:
