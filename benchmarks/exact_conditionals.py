@@ -50,7 +50,7 @@ def numpy_loop(law: GaussianMixture, x: np.ndarray, target: np.ndarray, observed
         root = np.linalg.cholesky(covariances[:, sites[:, None], sites])  # [K, n, n]
         z = np.linalg.solve(root, (row[sites] - means[:, sites])[..., None])[..., 0]
         log_det = np.log(np.diagonal(root, axis1=1, axis2=2)).sum(1)
-        return logsumexp(log_weights - 0.5 * (z**2).sum(1) - log_det - 0.5 * len(sites) * np.log(2 * np.pi))
+        return float(logsumexp(log_weights - 0.5 * (z**2).sum(1) - log_det - 0.5 * len(sites) * np.log(2 * np.pi)))
 
     rows = zip(x, target, observed, strict=True)
     return np.array([density(row, np.flatnonzero(t | o)) - density(row, np.flatnonzero(o)) for row, t, o in rows])
@@ -66,7 +66,7 @@ def scipy_loop(law: GaussianMixture, x: np.ndarray, target: np.ndarray, observed
         terms = [
             w + stats.multivariate_normal.logpdf(row[sites], m[sites], c[np.ix_(sites, sites)]) for w, m, c in parts
         ]
-        return logsumexp(terms)
+        return float(logsumexp(terms))
 
     rows = zip(x, target, observed, strict=True)
     return np.array([density(row, np.flatnonzero(t | o)) - density(row, np.flatnonzero(o)) for row, t, o in rows])

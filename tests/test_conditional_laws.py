@@ -24,7 +24,7 @@ from tests.conditionals import CASES, Case, generator, random_queries, random_x
 
 FALSE_ALARM = 1e-6  # of each chi-square test
 NUM_DRAWS = 20_000
-NUM_POINTS = 401  # of the quadrature of a real site; half-odd cells, so that the rule is the midpoint rule
+NUM_POINTS = 301  # of the quadrature of a real site; half-odd cells, so that the rule is the midpoint rule
 
 
 def need(model: Any, capability: type) -> Any:

@@ -53,7 +53,7 @@ def sweep(law: Tensor, tables: HasBlockTables, order: Iterable[Block]) -> Tensor
 
     Args:
         law: ``[V_0, .., V_{N-1}]``, or with leading batch dimensions.
-        tables: a `JointTable` or `ConditionalTables`.
+        tables: a `JointTable` or `ConditionalTables`; moved to the device of `law`.
         order: sites, or blocks of sites.
 
     An update of block A replaces π(x) by π(x_-A) p(x_A | x_-A): O(S) work, so 2^20 states are no trouble.
@@ -61,7 +61,7 @@ def sweep(law: Tensor, tables: HasBlockTables, order: Iterable[Block]) -> Tensor
     num_sites = len(tables.shape)
     for block in order:
         axes = [site - num_sites for site in as_block(block, num_sites)]  # counted from the end
-        law = law.sum(axes, keepdim=True) * tables.block_table(block)
+        law = law.sum(axes, keepdim=True) * tables.block_table(block).to(law.device)
     return law
 
 
@@ -117,7 +117,7 @@ def stationary(kernel: Tensor, *, tolerance: float = 1e-12) -> Tensor:
     Elimination of states without subtraction (Grassmann, Taksar & Heyman 1985), so that even tiny probabilities are
     accurate relative to their size; O(S^3): seconds at S = 1024.
     """
-    kernel = kernel.to(torch.float64)
+    kernel = kernel.detach().to("cpu", torch.float64)
     off = float((kernel.sum(-1) - 1).abs().max())
     if off > 1e-9 or bool((kernel < 0).any()):
         raise FlexgenError(
