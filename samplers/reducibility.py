@@ -61,8 +61,10 @@ class ReducibilityWatch:
             self.num_visits[:, query.site] += 1
             self.has_choice[:, query.site] |= marginals.log_probs[:, query.site].amax(-1) < 0
         else:
-            self.num_visits += query.target
-            self.has_choice |= (marginals.log_probs.amax(-1) < 0) & query.target
+            rows = torch.arange(len(self.has_choice), device=query.device)
+            asked = query.target[rows, query.site]  # [B]
+            self.num_visits[rows, query.site] += asked
+            self.has_choice[rows, query.site] |= asked & (marginals.log_probs[rows, query.site].amax(-1) < 0)
 
     def stuck(self) -> Tensor:
         """Bool ``[B, N]``: places that were deterministic given the rest at every one of enough visits."""

@@ -171,6 +171,7 @@ class _Places:
         self._step = 0
         self._block = -1
         self._uniforms = torch.empty(0)
+        self._logits: Tensor | None = None
 
     def enter_step(self) -> None:
         self._step += 1
@@ -186,8 +187,15 @@ class _Places:
             self._move_to(2 * block * self.UNIFORMS_AT_ONCE + 1)
             shape = (self.num_rows, self.UNIFORMS_AT_ONCE)
             self._uniforms = rng.uniform(shape, generator=self.generator, dtype=torch.float64).T.contiguous()
-            self._block = block
+            self._block, self._logits = block, None
         return self._uniforms[place]
+
+    def logits(self) -> Tensor:
+        """The logits of `uniforms`; -inf at 0, and finite elsewhere, since a uniform number is below 1."""
+        self.uniforms()
+        if self._logits is None:
+            self._logits = self._uniforms.logit()
+        return self._logits[(self._step - 1) % self.UNIFORMS_AT_ONCE]
 
     def _move_to(self, place: int) -> None:
         if isinstance(self.generator, Streams):
@@ -219,30 +227,28 @@ def _draw_site(conditional: MarginalConditional, x: Tensor, query: SiteQuery, pl
     site, asks = query.site, query.asks
     rows = slice(None) if isinstance(site, int) else torch.arange(len(x), device=x.device)
     if isinstance(marginals, CategoricalMarginals):
-        draw = _invert(marginals.log_probs[rows, site], places.uniforms())  # [B] from [B, K]
+        draw = _invert(marginals.log_probs[rows, site], places)  # [B] from [B, K]
     elif isinstance(marginals, SitewiseMarginals):
         draw = marginals.sample_site(site, generator=places.generator)  # [B, *site]
     else:
         return _fill(x, query.target, marginals.sample(generator=places.generator))
-    draw = draw.to(x.dtype)
     if asks is not None:
-        draw = torch.where(asks.view(-1, *(1,) * (draw.ndim - 1)), draw, x[rows, site])
-    x[rows, site] = draw
+        draw = torch.where(asks.view(-1, *(1,) * (draw.ndim - 1)), draw.to(x.dtype), x[rows, site])
+    x[rows, site] = draw.to(x.dtype)
     return x
 
 
-def _invert(log_probs: Tensor, u: Tensor) -> Tensor:
-    """The categories at which the distribution functions ``[B, K]`` pass the uniform numbers ``[B]``.
+def _invert(log_probs: Tensor, places: _Places) -> Tensor:
+    """The categories at which the distribution functions of ``[B, K]`` pass the step's uniform numbers.
 
-    Like ``rng.categorical``, for log-probabilities that are normalised, and numbers that are drawn already.
+    Like ``rng.categorical``: a category whose log-probability is -inf is never drawn.
     """
-    if log_probs.shape[-1] == 2:
-        p = log_probs.exp()
-        return (u * (p[:, 0] + p[:, 1]) >= p[:, 0]) & (p[:, 1] > 0)
+    if log_probs.shape[-1] == 2:  # u >= p_0 / (p_0 + p_1), in logits, whose share of the work is done for many steps
+        return places.logits() >= log_probs[:, 0] - log_probs[:, 1]
     cdf = log_probs.to(torch.float64).exp().cumsum(-1)  # [B, K]
     total = cdf[:, -1]
     # Rounding must not reach the total, which would push the draw past the last category that has mass.
-    threshold = torch.minimum(u * total, torch.nextafter(total, torch.zeros_like(total)))
+    threshold = torch.minimum(places.uniforms() * total, torch.nextafter(total, torch.zeros_like(total)))
     return (cdf <= threshold[:, None]).sum(-1)
 
 
