@@ -98,7 +98,9 @@ class CategoricalMarginals:
         self.log_probs = log_probs
 
     def log_prob(self, x: Tensor) -> Tensor:
-        return self.log_probs.gather(-1, x.long()[..., None]).squeeze(-1)
+        # Places that the caller will not read may hold anything.
+        codes = x.nan_to_num(0.0).long().clamp(0, self.log_probs.shape[-1] - 1)  # [B, N]
+        return self.log_probs.gather(-1, codes[..., None]).squeeze(-1)
 
     def sample(self, *, generator: Randomness) -> Tensor:
         return rng.categorical(self.log_probs, generator=generator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -134,7 +135,7 @@ class Space:
                 f"has shape {tuple(x.shape)}",
                 f"Pass shape [B, {', '.join(map(str, expected))}]: one row an item, one column a site.",
             )
-        flat = x.reshape(len(x), self.num_sites, -1)  # [B, N, E]
+        flat = x.reshape(len(x), self.num_sites, math.prod(self.site_shape))  # [B, N, E]
         read = (
             torch.ones_like(flat, dtype=torch.bool)
             if where is None

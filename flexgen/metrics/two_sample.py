@@ -53,7 +53,8 @@ def classifier_two_sample_test(
             "first", f"and second have {len(first)} and {len(second)} rows", f"Pass {2 * num_folds} or more of each."
         )
     both = pd.concat([first, second], ignore_index=True)
-    categorical = [not pd.api.types.is_numeric_dtype(dtype) or pd.api.types.is_bool_dtype(dtype) for dtype in both.dtypes]
+    types = pd.api.types
+    categorical = [not types.is_numeric_dtype(dtype) or types.is_bool_dtype(dtype) for dtype in both.dtypes]
     x = np.column_stack(
         [
             pd.factorize(both[c], sort=False)[0] if is_cat else both[c].to_numpy(float)

@@ -46,7 +46,7 @@ def train(
     on_record: Callable[[Record], None] | None = None,
     accelerator: Accelerator | None = None,
 ) -> TrainingResult:
-    """Trains the network in place by AdamW on the mean of `objective`.
+    """Trains the network in place on the mean of `objective`.
 
     Guarantees:
         * The run is a function of the arguments: batches, queries and dropout are keyed by (seed, step). The global
@@ -152,7 +152,7 @@ class _Run:
         if settings.compile:
             network.compile()
         self.state = TrainingState.start(network, settings, self.device)
-        self.state.optimizer.zero_grad()  # whatever the caller left there
+        self.network.zero_grad()  # whatever the caller left there
         if self.directory is None:
             return
         self.identity = identity(network, self.objective, settings, self.data, self.held_out)
@@ -203,10 +203,11 @@ class _Run:
         return stopped
 
     def _update(self) -> Tensor:
-        """One step of AdamW; its loss and gradient norm, float32 ``[2]``, left on the device."""
+        """One step of the optimizers; its loss and gradient norm, float32 ``[2]``, left on the device."""
         settings, state = self.settings, self.state
-        for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(settings, state.step)
+        for optimizer in state.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(settings, state.step, peak=group["peak_lr"])
         batch = to_device(self.data.batch(self.order.rows(state.step)[self.share]), self.device)
         streams = rng.Streams(rng.key(settings.seed, "objective", state.step), self.places)
         seed_dropout(rng.key(settings.seed, "dropout", state.step, self.rank), self.device)
@@ -216,17 +217,17 @@ class _Run:
         scaler = state.scaler
         (loss if scaler is None else scaler.scale(loss)).backward()
         if scaler is not None:
-            scaler.unscale_(state.optimizer)
+            for optimizer in state.optimizers:
+                scaler.unscale_(optimizer)
         weights = [weight for weight in self.network.parameters() if weight.grad is not None]
         norm = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
         if settings.grad_clip is not None:
             nn.utils.clip_grads_with_norm_(weights, settings.grad_clip, norm)
-        if scaler is None:
-            state.optimizer.step()
-        else:
-            scaler.step(state.optimizer)
+        for optimizer in state.optimizers:
+            optimizer.step() if scaler is None else scaler.step(optimizer)
+            optimizer.zero_grad()
+        if scaler is not None:
             scaler.update()
-        state.optimizer.zero_grad()
         if state.ema is not None:
             state.ema.update(state.step)
         return torch.stack([loss.detach().float(), norm.float()])

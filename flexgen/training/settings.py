@@ -20,7 +20,9 @@ class TrainingSettings:
     Args:
         num_steps: updates in all.
         batch_size: rows an update, over all processes together.
-        lr: peak learning rate.
+        lr: peak learning rate of AdamW.
+        optimizer: ``"adamw"``, or ``"muon"``: Muon for the network's hidden matrices and AdamW for the rest.
+        muon_lr, muon_weight_decay: of the hidden matrices under Muon.
         lr_schedule: ``"cosine"`` falls to zero at `num_steps`; ``"constant"`` stays.
         num_warmup_steps: updates over which the learning rate rises linearly from zero.
         weight_decay: AdamW's; applies to parameters of two dimensions or more, so never to biases and gains.
@@ -41,6 +43,9 @@ class TrainingSettings:
     num_steps: int = 2000
     batch_size: int = 256
     lr: float = 1e-3
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    muon_lr: float = 4e-3
+    muon_weight_decay: float = 0.1
     lr_schedule: Literal["cosine", "constant"] = "cosine"
     num_warmup_steps: int = 50
     weight_decay: float = 0.01
@@ -62,9 +67,12 @@ class TrainingSettings:
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require("keep_checkpoints", self.keep_checkpoints >= 1, "at least 1")
         self._require("lr", self.lr > 0, "a number above 0")
+        self._require("optimizer", self.optimizer in ("adamw", "muon"), "'adamw' or 'muon'")
+        self._require("muon_lr", self.muon_lr > 0, "a number above 0")
         self._require("lr_schedule", self.lr_schedule in ("cosine", "constant"), "'cosine' or 'constant'")
         self._require("num_warmup_steps", self.num_warmup_steps >= 0, "0 or more")
         self._require("weight_decay", self.weight_decay >= 0, "0 or more")
+        self._require("muon_weight_decay", self.muon_weight_decay >= 0, "0 or more")
         self._require(
             "betas", len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas), "two numbers in [0, 1)"
         )
@@ -79,18 +87,19 @@ class TrainingSettings:
             raise ConfigError(name, f"is {getattr(self, name)!r}", f"Pass {expected}.")
 
 
-def learning_rate(settings: TrainingSettings, step: int) -> float:
-    """The learning rate of update `step` (from 0): linear warm-up, then the schedule.
+def learning_rate(settings: TrainingSettings, step: int, *, peak: float | None = None) -> float:
+    """The learning rate of update `step` (from 0): linear warm-up to `peak` (``settings.lr``), then the schedule.
 
     Stateless, so that a resumed run needs no scheduler.
     """
+    peak = settings.lr if peak is None else peak
     warmup = min(settings.num_warmup_steps, settings.num_steps)
     if step < warmup:
-        return settings.lr * (step + 1) / warmup
+        return peak * (step + 1) / warmup
     if settings.lr_schedule == "constant":
-        return settings.lr
+        return peak
     progress = (step - warmup) / max(1, settings.num_steps - warmup)
-    return settings.lr * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+    return peak * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
 
 def autocast(settings: TrainingSettings, device: torch.device) -> torch.autocast:

@@ -16,12 +16,13 @@ from flexgen.training.batches import TrainingData, fingerprint
 from flexgen.training.checkpoint import Checkpoint, require_same
 from flexgen.training.ema import Ema
 from flexgen.training.objectives import Objective
+from flexgen.training.optimizers import make_optimizers
 from flexgen.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Record", "Stop", "TrainingResult", "TrainingState", "adamw", "identity"]
+__all__ = ["Record", "Stop", "TrainingResult", "TrainingState", "identity"]
 
 Record = dict[str, float]
 Stop = Literal["finished", "patience", "interrupted", "max_seconds"]
@@ -58,19 +59,6 @@ class TrainingResult:
         return pd.DataFrame(self.history)
 
 
-def adamw(network: nn.Module, settings: TrainingSettings) -> torch.optim.AdamW:
-    """AdamW, fused where the device has it; matrices decay, vectors do not."""
-    weights = [weight for weight in network.parameters() if weight.requires_grad]
-    groups = [
-        {"params": [w for w in weights if w.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},
-    ]
-    fused = all(weight.device.type in ("cpu", "cuda") for weight in weights)
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=settings.lr, betas=settings.betas, fused=fused
-    )
-
-
 def identity(
     network: nn.Module,
     objective: Objective,
@@ -97,7 +85,7 @@ class TrainingState:
     """A run between two steps. No random state: every draw is keyed by the seed and the step."""
 
     network: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizers: list[torch.optim.Optimizer]
     ema: Ema | None
     scaler: torch.amp.GradScaler | None
     step: int = 0
@@ -117,7 +105,7 @@ class TrainingState:
         """The state before the first step; the network is on its device already."""
         ema = None if settings.ema_decay is None else Ema(network, settings.ema_decay)
         scaler = torch.amp.GradScaler(device.type) if settings.amp == "fp16" else None
-        return cls(network, adamw(network, settings), ema, scaler)
+        return cls(network, make_optimizers(network, settings), ema, scaler)
 
     def averaged(self) -> Any:
         """A context in which the network holds the weights that are evaluated: the average, if there is one."""
@@ -188,15 +176,23 @@ class TrainingState:
         return {
             f"{name}/{moment}": value
             for name, weight in self.network.named_parameters()
-            for moment, value in self.optimizer.state.get(weight, {}).items()
+            for optimizer in self.optimizers
+            for moment, value in optimizer.state.get(weight, {}).items()
         }
 
     def _restore_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
         weights = dict(self.network.named_parameters())
+        owner = {
+            id(weight): optimizer
+            for optimizer in self.optimizers
+            for group in optimizer.param_groups
+            for weight in group["params"]
+        }
         for key, value in tensors.items():
             name, moment = key.rsplit("/", 1)
+            weight = weights[name]
             # The step counter of a fused optimizer lives on the weights' device, as the moments do.
-            self.optimizer.state[weights[name]][moment] = value.to(weights[name].device)
+            owner[id(weight)].state[weight][moment] = value.to(weight.device)
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, str]:

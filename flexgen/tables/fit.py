@@ -1,0 +1,256 @@
+"""The recipe: column maps, exact members, masked networks, and the weights that pool them.
+
+1. Each column gets a map to a roughly normal latent (`fit_column`).
+2. The rows are cut into folds. Small tables have five that cover all rows, large ones a few with a small held-out part.
+3. Exact members are fitted on every fold; their shrinkage and number of classes are chosen on the rows held out.
+4. On every fold a masked network is trained, from that fold's Gaussian on, with early stopping on the rows held out.
+5. The pool's weights are fitted on the rows held out; the exact members are refitted on all rows.
+
+So no member is weighed on rows that it has seen. On a few hundred rows the exact members get nearly all the weight, on
+ten thousand the networks do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from flexgen import rng
+from flexgen.laws import MaskLaw
+from flexgen.space import Space
+from flexgen.tables.columns import fit_column
+from flexgen.tables.conditional import TableConditional
+from flexgen.tables.exams import Exam, Fold, cut_folds
+from flexgen.tables.features import FeatureLayout
+from flexgen.tables.fit_members import fit_class_mixture, fit_dense_gaussian
+from flexgen.tables.maps import ColumnMaps
+from flexgen.tables.network import MaskedTableNetwork
+from flexgen.tables.objective import LatentRows, TableLikelihood
+from flexgen.tables.pooling import pool_weights
+from flexgen.tables.settings import TableSettings
+from flexgen.training import TrainingSettings, train
+
+__all__ = ["FitReport", "fit_table"]
+
+_ROWS_PER_CLASS = 5
+_LEAST_WEIGHT = 0.01  # members below it in every column are dropped
+
+Members = list[nn.Module]
+Value = TypeVar("Value")
+Fitter = Callable[[LatentRows], Members]
+
+
+@dataclass
+class FitReport:
+    """What was chosen and why: plain numbers, saved beside the model.
+
+    Attributes:
+        held_out: nats an entry on held-out rows (latent space), by candidate.
+        weights: of each kind of member, its mean over columns.
+        maps: the map of each column.
+        histories: of each network's training.
+    """
+
+    held_out: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+    maps: dict[str, str] = field(default_factory=dict)
+    histories: list[list[dict[str, Any]]] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def fit_table(
+    x: Tensor,
+    space: Space,
+    law: MaskLaw,
+    settings: TableSettings,
+    *,
+    seed: int,
+    directory: Path | None = None,
+    resume: bool = False,
+    progress: bool | None = None,
+) -> tuple[TableConditional, FitReport]:
+    """Fits a table's conditional.
+
+    Args:
+        x: float64 ``[n, N]`` in data units, NaN where missing.
+        space: of the columns.
+        law: draws the queries, in training and on held-out rows.
+        settings: see `TableSettings`.
+        seed: everything random derives from it.
+        directory: checkpoints of the networks; None writes none.
+        resume: go on from the checkpoints of an interrupted call with the same arguments.
+        progress: show a bar for each network; by default if standard error is a terminal.
+    """
+    columns = [
+        fit_column(x[:, j].numpy(), num_categories=site.num_categories, integer=site.kind == "integer", seed=seed)
+        for j, site in enumerate(space.sites)
+    ]
+    maps = ColumnMaps(columns)
+    report = FitReport(maps={n: c.map_name or c.kind for n, c in zip(space.names, columns, strict=True)})
+    layout = FeatureLayout(maps.numeric, maps.categorical, maps.num_categories)
+    if layout.num_features == 0:  # every column is constant: nothing is left to learn
+        return TableConditional(space, maps, [], x.new_zeros(0, space.num_sites)), report
+    job = _Job(layout, LatentRows.of(maps, x), law, settings, seed, report)
+
+    ridge = job.best({f"gaussian, ridge {r:g}": r for r in settings.ridges}, job.fit_gaussian)
+    fitters: dict[str, Fitter] = {"gaussian": lambda rows: job.fit_gaussian(rows, ridge)}
+    candidates = {f"{k} classes": k for k in settings.classes if _ROWS_PER_CLASS * k <= len(x)}
+    if job.is_small and candidates:
+        num_classes = job.best(candidates, job.fit_classes)
+        fitters["classes"] = lambda rows: job.fit_classes(rows, num_classes)
+    groups = {name: fit(job.rows) for name, fit in fitters.items()}
+    log_probs = {name: job.held_out_log_probs(fit) for name, fit in fitters.items()}
+    if settings.num_networks:
+        networks = job.train_networks(ridge, directory, resume, progress)
+        groups["networks"] = networks
+        log_probs["networks"] = torch.cat([e.log_probs(layout, [n]) for e, n in zip(job.exams, networks, strict=True)])
+        report.held_out["one network"] = job.mean_score(log_probs["networks"])
+    log_weights = pool_weights(torch.stack(list(log_probs.values())), job.asked)  # [M, N]
+    report.weights = dict(zip(groups, log_weights.exp().mean(1).tolist(), strict=True))
+    pooled = (torch.stack(list(log_probs.values())) + log_weights[:, None]).logsumexp(0)
+    report.held_out["pool"] = job.mean_score(pooled)
+    return TableConditional(space, maps, *_kept(groups, log_weights)), report
+
+
+class _Job:
+    """What the steps of the recipe share."""
+
+    def __init__(
+        self,
+        layout: FeatureLayout,
+        rows: LatentRows,
+        law: MaskLaw,
+        settings: TableSettings,
+        seed: int,
+        report: FitReport,
+    ) -> None:
+        self.layout, self.rows, self.law, self.settings, self.seed, self.report = (
+            layout,
+            rows,
+            law,
+            settings,
+            seed,
+            report,
+        )
+        self.is_small = len(rows) <= settings.small_rows
+        num_folds = max(settings.num_networks, 1)
+        self.folds: list[Fold] = cut_folds(len(rows), is_small=self.is_small, num_folds=num_folds, seed=seed)
+        self.exams = [Exam.of(rows[fold.held_out], law, seed=seed, fold=f) for f, fold in enumerate(self.folds)]
+        self.asked = torch.cat([exam.target for exam in self.exams])
+
+    def fit_gaussian(self, rows: LatentRows, ridge: float) -> Members:
+        return [fit_dense_gaussian(self.layout, rows.y, rows.codes, ridge=ridge)]
+
+    def fit_classes(self, rows: LatentRows, num_classes: int) -> Members:
+        return [
+            fit_class_mixture(
+                self.layout,
+                rows.y,
+                rows.codes,
+                num_classes,
+                strength=1.0,
+                generator=rng.stream(self.seed, "classes", num_classes, restart),
+            )
+            for restart in range(self.settings.restarts)
+        ]
+
+    def held_out_log_probs(self, fit: Fitter) -> Tensor:
+        """log p of the held-out entries under members fitted without their rows, ``[E, N]``."""
+        return torch.cat(
+            [
+                exam.log_probs(self.layout, fit(self.rows[fold.learn]))
+                for fold, exam in zip(self.folds, self.exams, strict=True)
+            ]
+        )
+
+    def mean_score(self, log_probs: Tensor) -> float:
+        return log_probs[self.asked].mean().item()
+
+    def best(self, candidates: Mapping[str, Value], fit: Callable[[LatentRows, Value], Members]) -> Value:
+        """The candidate with the best held-out score."""
+        scores = {
+            name: self.mean_score(self.held_out_log_probs(lambda r, v=v: fit(r, v))) for name, v in candidates.items()
+        }
+        self.report.held_out.update(scores)
+        return candidates[max(scores, key=scores.__getitem__)]
+
+    def train_networks(
+        self, ridge: float, directory: Path | None, resume: bool, progress: bool | None
+    ) -> list[MaskedTableNetwork]:
+        """One network a fold."""
+        settings, networks = self.settings, []
+        for f, fold in enumerate(self.folds):
+            learn, held_out = self.rows[fold.learn], self.rows[fold.held_out]
+            batch_size = max(1, min(settings.batch_size, len(learn) // 4))
+            num_steps = min(settings.num_steps, -(-settings.most_epochs * len(learn) // batch_size))
+            training = TrainingSettings(
+                num_steps=num_steps,
+                batch_size=batch_size,
+                optimizer=settings.optimizer,
+                lr=settings.lr,
+                muon_lr=settings.muon_lr,
+                weight_decay=settings.weight_decay,
+                muon_weight_decay=settings.muon_weight_decay,
+                betas=(0.9, 0.999),
+                grad_clip=settings.grad_clip,
+                ema_decay=settings.ema_decay,
+                amp=settings.amp,
+                validate_every=max(1, num_steps // 20),
+                held_out_draws=_validation_draws(len(held_out)),
+                patience=settings.patience,
+                max_seconds=settings.max_seconds,
+                seed=rng.key(self.seed, "network", f),
+            )
+            network = self.new_network(learn, ridge, f)
+            result = train(
+                network,
+                TableLikelihood(self.law),
+                learn.to_data(),
+                training,
+                held_out=held_out.to_data(),
+                directory=None if directory is None else directory / f"network-{f}",
+                resume=resume,
+                progress=progress,
+            )
+            if result.stopped == "interrupted":
+                raise KeyboardInterrupt
+            self.report.histories.append([dict(record) for record in result.history])
+            networks.append(network)
+        return networks
+
+    def new_network(self, learn: LatentRows, ridge: float, fold: int) -> MaskedTableNetwork:
+        """Initial weights keyed by seed and fold; the global random state is left as it was."""
+        settings = self.settings
+        (base,) = self.fit_gaussian(learn, ridge)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(rng.key(self.seed, "weights", fold))
+            return MaskedTableNetwork(
+                base,  # type: ignore[arg-type]
+                num_components=settings.num_components,
+                width=settings.small_width if self.is_small else settings.width,
+                depth=settings.small_depth if self.is_small else settings.depth,
+                dropout=settings.small_dropout if self.is_small else settings.dropout,
+            )
+
+
+def _validation_draws(num_rows: int) -> int:
+    """Enough questions a row that early stopping does not chase noise."""
+    return max(2, min(16, 2000 // num_rows))
+
+
+def _kept(groups: Mapping[str, Members], log_weights: Tensor) -> tuple[Members, Tensor]:
+    """The members of every group that matters, and each one's log weights ``[M, N]``."""
+    members: Members = []
+    rows = []
+    for group, weights in zip(groups.values(), log_weights, strict=True):
+        if weights.exp().max() >= _LEAST_WEIGHT:
+            members += group
+            rows += [weights - torch.tensor(float(len(group))).log()] * len(group)
+    return members, torch.stack(rows).log_softmax(0)

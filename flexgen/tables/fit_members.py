@@ -1,0 +1,162 @@
+"""Fitting the exact members by expectation-maximisation, entries missing at random included."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flexgen import rng
+from flexgen.rng import Randomness
+from flexgen.tables.conditioning import NormalMixture
+from flexgen.tables.features import FeatureLayout
+from flexgen.tables.members import ClassMixture, DenseGaussian
+
+__all__ = ["fit_class_mixture", "fit_dense_gaussian"]
+
+_LEAST_VARIANCE = 1e-6
+_DENSE_STEPS, _DENSE_TOLERANCE = 30, 1e-4  # EM; largest change of a mean, in standard deviations
+_CLASS_STEPS, _CLASS_TOLERANCE = 100, 1e-4  # EM; gain in nats a row
+_LLOYD_STEPS = 10
+_SMOOTHING = 1.0  # rows' worth of the overall category shares, added to each class
+_CLASS_RIDGE = 1e-2  # of the pooled variances
+
+
+def fit_dense_gaussian(layout: FeatureLayout, y: Tensor, codes: Tensor, *, ridge: float) -> DenseGaussian:
+    """Maximum likelihood with ``ridge`` times the variances added to the diagonal.
+
+    Args:
+        layout: the features.
+        y: latents ``[n, S]``, NaN where missing.
+        codes: ``[n, J]``, NaN where missing.
+        ridge: shrinks every regression towards the mean.
+    """
+    z, observed = _features(layout, y, codes)
+    one = z.new_ones(1)
+    everyone = z.new_ones(len(z), 1)
+    mean, covariance = _complete_moments(z, observed)
+    if not bool(observed.all()):
+        for _ in range(_DENSE_STEPS):
+            law = NormalMixture(one, mean, _ridged(covariance, max(ridge, 1e-3)))
+            _, filled, missing, pattern = law.condition(z, observed)
+            _, new_mean, covariance = _weighted_moments(filled, everyone, (missing, pattern))
+            change = (new_mean - mean).abs().max()
+            mean = new_mean
+            if change < _DENSE_TOLERANCE:
+                break
+    return DenseGaussian(layout, NormalMixture(one, mean, _ridged(covariance, ridge)))
+
+
+def fit_class_mixture(
+    layout: FeatureLayout, y: Tensor, codes: Tensor, num_classes: int, *, strength: float, generator: Randomness
+) -> ClassMixture:
+    """EM from a k-means++ start; each class's covariance is shrunk towards the pooled one.
+
+    Covariance of class k: (n_k S_k + m S_pooled) / (n_k + m) with m = strength (S + 1) pseudo-rows.
+
+    Args:
+        layout: the features.
+        y, codes: ``[n, S]`` and ``[n, J]``, NaN where missing.
+        num_classes: K.
+        strength: of the shrinkage.
+        generator: of the start.
+    """
+    z, observed = _features(layout, y, codes)
+    n, S = y.shape
+    latents, one_hot = z[:, :S], z[:, S:]
+    numeric_observed, coded = observed[:, :S], observed[:, S:]
+    sites = _as_sites(layout, torch.cat([~y.isnan(), ~codes.isnan()], 1))
+    shares = _column_shares(layout, (one_hot * coded).sum(0) + 0.5)  # [F - S]
+    responsibilities = _kmeans_start(torch.cat([latents, one_hot - shares], 1), num_classes, generator)
+    filled, missing = latents[:, None].expand(-1, num_classes, -1), None
+    member, last = None, -torch.inf
+    for _ in range(_CLASS_STEPS):
+        counts, means, covariances = _weighted_moments(filled, responsibilities, missing)
+        pooled = torch.einsum("k,kij->ij", counts / n, covariances)
+        rows = strength * (S + 1)
+        covariances = (counts[:, None, None] * covariances + rows * pooled) / (counts + rows)[:, None, None]
+        covariances = covariances + torch.diag(_CLASS_RIDGE * pooled.diagonal() + _LEAST_VARIANCE)
+        tables = _column_shares(layout, responsibilities.T @ (one_hot * coded) + _SMOOTHING * shares)
+        weights = (counts + 1e-3) / (counts + 1e-3).sum()
+        member = ClassMixture(layout, NormalMixture(weights, means, covariances), tables.log())
+        log_joint, filled, among_missing, pattern = member.log_joint(latents, codes, sites)
+        responsibilities = log_joint.softmax(-1)
+        missing = None if bool(numeric_observed.all()) else (among_missing, pattern)
+        gain, last = log_joint.logsumexp(-1).mean() - last, log_joint.logsumexp(-1).mean()
+        if gain < _CLASS_TOLERANCE:
+            break
+    assert member is not None
+    return member
+
+
+def _features(layout: FeatureLayout, y: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Features ``[n, F]``, zero where missing, and which are observed."""
+    z = torch.cat([y.nan_to_num(0.0), layout.one_hot(codes, dtype=torch.float64)], 1)
+    observed = torch.cat([~y.isnan(), ~codes.isnan()[:, layout.column_of]], 1)
+    return z, observed
+
+
+def _as_sites(layout: FeatureLayout, seen: Tensor) -> Tensor:
+    """bool ``[n, S + J]`` by kind of column -> ``[n, N]`` by site."""
+    num_sites = 1 + int(max([*layout.numeric.tolist(), *layout.categorical.tolist()], default=-1))
+    sites = torch.zeros(len(seen), num_sites, dtype=torch.bool)
+    sites[:, layout.numeric] = seen[:, : layout.num_numeric]
+    sites[:, layout.categorical] = seen[:, layout.num_numeric :]
+    return sites
+
+
+def _complete_moments(z: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean ``[1, F]`` and covariance ``[1, F, F]``; where entries are missing, the diagonal alone, to start from."""
+    counts = observed.sum(0).clamp_min(1)
+    mean = (z * observed).sum(0) / counts
+    centred = (z - mean) * observed
+    if bool(observed.all()):
+        return mean[None], (centred.T @ centred / len(z))[None]
+    return mean[None], torch.diag((centred**2).sum(0) / counts)[None]
+
+
+def _weighted_moments(
+    filled: Tensor, responsibilities: Tensor, missing: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Counts ``[K]``, means ``[K, F]`` and covariances ``[K, F, F]`` under responsibilities ``[n, K]``.
+
+    Args:
+        filled: ``[n, K, F]``, missing entries by their conditional means.
+        missing: their conditional covariances by pattern, and each row's pattern.
+    """
+    counts = responsibilities.sum(0).clamp_min(1e-10)
+    means = torch.einsum("nk,nkf->kf", responsibilities, filled) / counts[:, None]
+    centred = (filled - means) * responsibilities.sqrt()[..., None]
+    covariances = torch.einsum("nki,nkj->kij", centred, centred) / counts[:, None, None]
+    if missing is not None:
+        by_pattern, pattern = missing
+        share = filled.new_zeros(len(by_pattern), len(counts)).index_add_(0, pattern, responsibilities)
+        covariances = covariances + torch.einsum("uk,ukij->kij", share, by_pattern) / counts[:, None, None]
+    return counts, means, covariances
+
+
+def _ridged(covariance: Tensor, ridge: float) -> Tensor:
+    variances = covariance.diagonal(dim1=-2, dim2=-1).clamp_min(_LEAST_VARIANCE)
+    return covariance + torch.diag_embed(ridge * variances + _LEAST_VARIANCE)
+
+
+def _column_shares(layout: FeatureLayout, counts: Tensor) -> Tensor:
+    """Counts ``[.., F - S]`` over their sum within each column."""
+    totals = counts.new_zeros(*counts.shape[:-1], len(layout.num_categories))
+    totals = totals.index_add_(-1, layout.column_of, counts)
+    return counts / totals[..., layout.column_of]
+
+
+def _kmeans_start(features: Tensor, num_classes: int, generator: Randomness) -> Tensor:
+    """Hard responsibilities ``[n, K]`` of k-means from a k-means++ start."""
+    picks = rng.uniform((num_classes,), generator=generator, dtype=torch.float64)
+    centres = features[(picks[0] * len(features)).long()][None]
+    for pick in picks[1:]:
+        nearest = torch.cdist(features, centres).min(1).values ** 2 + 1e-12
+        cumulative = nearest.cumsum(0)
+        chosen = torch.searchsorted(cumulative, pick * cumulative[-1]).clamp_max(len(features) - 1)
+        centres = torch.cat([centres, features[chosen][None]])
+    for _ in range(_LLOYD_STEPS):
+        hard = torch.nn.functional.one_hot(torch.cdist(features, centres).argmin(1), num_classes).to(features.dtype)
+        sizes = hard.sum(0)[:, None]
+        centres = torch.where(sizes > 0, hard.T @ features / sizes.clamp_min(1), centres)
+    return hard

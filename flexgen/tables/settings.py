@@ -1,0 +1,74 @@
+"""How a table model is fitted, as one value. The defaults are the one recipe for all tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from flexgen.errors import ConfigError
+
+__all__ = ["TableSettings"]
+
+
+@dataclass(frozen=True)
+class TableSettings:
+    """Settings of `TableModel.fit`.
+
+    Args:
+        num_networks: masked networks, each trained on its own part of the rows and averaged; 0 for exact members only.
+        num_steps: most updates of a network; tables with few rows stop after `most_epochs`, or earlier by `patience`.
+        most_epochs: passes over the rows, at most.
+        batch_size: rows an update.
+        optimizer, lr, muon_lr, weight_decay, muon_weight_decay, grad_clip, ema_decay: see `TrainingSettings`.
+        width, depth, dropout, num_components: of the network; see `MaskedTableNetwork`.
+        small_width, small_depth, small_dropout: the same for tables up to `small_rows` rows.
+        small_rows: tables up to this many rows are cross-fitted in five parts, and get class mixtures as members.
+        ridges: candidates for the Gaussian's shrinkage.
+        classes: candidates for the number of classes of the mixtures.
+        restarts: class mixtures from different starts, averaged.
+        patience: validations without progress before a network stops.
+        amp: "bf16" computes the network's matrix products in bfloat16.
+        max_seconds: wall time for each network, None for no limit.
+    """
+
+    num_networks: int = 2
+    num_steps: int = 6000
+    most_epochs: int = 250
+    batch_size: int = 512
+    optimizer: Literal["adamw", "muon"] = "muon"
+    lr: float = 2e-3
+    muon_lr: float = 4e-3
+    weight_decay: float = 0.01
+    muon_weight_decay: float = 0.1
+    grad_clip: float | None = 1.0
+    ema_decay: float | None = 0.998
+    width: int = 256
+    depth: int = 4
+    num_components: int = 10
+    dropout: float = 0.1
+    small_width: int = 128
+    small_depth: int = 2
+    small_dropout: float = 0.2
+    small_rows: int = 2000
+    ridges: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
+    classes: tuple[int, ...] = (2, 4, 8, 16, 32)
+    restarts: int = 5
+    patience: int | None = 8
+    amp: Literal["bf16", "fp16"] | None = None
+    max_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("num_networks", 0),
+            ("num_steps", 1),
+            ("most_epochs", 1),
+            ("batch_size", 1),
+            ("restarts", 1),
+            ("small_rows", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ConfigError(name, f"is {getattr(self, name)}", f"Pass at least {least}.")
+        if not self.ridges or min(self.ridges) <= 0:
+            raise ConfigError("ridges", f"is {self.ridges}", "Pass positive numbers.")
+        if any(k < 1 for k in self.classes):
+            raise ConfigError("classes", f"is {self.classes}", "Pass positive whole numbers.")
