@@ -2,7 +2,7 @@
 
     .venv/bin/python -m benchmarks.gibbs_overhead
 
-About two minutes on one core. For a masked MLP of four layers of 256 over 11 and over 30 binary sites, and 1024 chains, it
+About two minutes on one core. For a masked MLP of four layers of 256 over 11 and 30 binary sites, and 1024 chains, it
 times, in CPU time, interleaved and on one thread,
 
     bare      the network's ``marginals`` for the same queries and batch, nothing drawn;
