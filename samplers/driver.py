@@ -188,7 +188,7 @@ class ChainSampler(ABC):
                 raise FlexgenError("x", "is not given, but sites are clamped", "Pass the clamped values in x.")
             if initialise is False:
                 raise FlexgenError("x", "is not given, and initialise=False", "Pass states to start from.")
-            dtype = torch.int64 if space.is_finite else torch.get_default_dtype()
+            dtype = torch.int64 if space.is_finite else torch.get_default_dtype() if space.site_shape else torch.float64
             x = torch.zeros(num_chains, space.num_sites, *space.site_shape, dtype=dtype, device=device)
             initialise = True
         ids = torch.arange(num_chains) if chain_ids is None else torch.as_tensor(chain_ids, dtype=torch.int64)

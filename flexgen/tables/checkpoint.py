@@ -40,7 +40,7 @@ def conditional_from_config(config: Mapping[str, Any], space: Space) -> TableCon
     if stored != space:
         raise CheckpointError("config", f"holds a conditional over {stored}, not {space}", "Use the model's own files.")
     maps = ColumnMaps([Column.from_dict(column) for column in config["columns"]])
-    layout = FeatureLayout(maps.numeric, maps.categorical, maps.num_categories)
+    layout = maps.layout()
     members = [_member_from_config(member, layout) for member in config["members"]]
     return TableConditional(space, maps, members, torch.zeros(len(members), space.num_sites))
 

@@ -15,13 +15,14 @@ knots are those of the identity, of a Yeo-Johnson map, or of empirical quantiles
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from scipy import special
 
+from flexgen.tables.normals import truncated_moments
 from flexgen.tables.splines import knot_slopes
 
 __all__ = ["Column", "fit_column"]
@@ -48,6 +49,7 @@ class Column:
         knots_x, knots_y, slopes: of the spline y = g^-1(x).
         flats: real: latent (lower, upper) of each atom.
         map_name: which candidate won.
+        within: mean variance of the latent inside the values' cells; 0 where every value has a density.
     """
 
     kind: str
@@ -62,6 +64,7 @@ class Column:
     slopes: tuple[float, ...] = ()
     flats: tuple[tuple[float, float], ...] = ()
     map_name: str = ""
+    within: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -90,15 +93,22 @@ def fit_column(x: np.ndarray, *, num_categories: int = 0, integer: bool = False,
     if len(values) == 2 or (len(values) <= MAX_LEVELS and len(x) >= ROWS_PER_LEVEL * len(values)):
         # Half a row more for each level keeps the edges of rare levels finite.
         below = np.cumsum(counts + 0.5)[:-1] / (counts + 0.5).sum()
-        return Column(
-            "ordinal", num_levels=len(values), levels=tuple(values.tolist()), edges=tuple(special.ndtri(below).tolist())
-        )
+        edges = tuple(special.ndtri(below).tolist())
+        return _with_spread(Column("ordinal", num_levels=len(values), levels=tuple(values.tolist()), edges=edges), x)
     step = 1.0 if integer else _lattice_step(values)
     if not integer and step < COARSE * x.std():
         step = 0.0
     least = max(ATOM * len(x), ATOM_ROWS)
     atoms = () if step else tuple(float(a) for a, c in zip(values, counts, strict=True) if c >= least)
-    return _fit_smooth(x, step, float(values[0]), integer, atoms, seed)
+    return _with_spread(_fit_smooth(x, step, float(values[0]), integer, atoms, seed), x)
+
+
+def _with_spread(column: Column, x: np.ndarray) -> Column:
+    """The column with the variance that its cells hide."""
+    from flexgen.tables.maps import ColumnMaps
+
+    lower, upper = ColumnMaps([column]).cells(torch.from_numpy(x)[:, None])
+    return replace(column, within=float(truncated_moments(lower, upper)[1].mean()))
 
 
 def _fit_smooth(

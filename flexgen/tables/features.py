@@ -15,17 +15,25 @@ class FeatureLayout(nn.Module):
         numeric: int64 ``[S]``, sites of the numeric columns.
         categorical: int64 ``[J]``, sites of the categorical columns.
         num_categories: of each categorical column.
+        within: ``[S]``, variance of each latent that its cells hide. Latents are encoded as the means of their cells, so
+            that members which model these means add it to what they predict.
     """
 
     numeric: Tensor
     categorical: Tensor
     column_of: Tensor
+    code_of: Tensor
+    within: Tensor
 
-    def __init__(self, numeric: Tensor, categorical: Tensor, num_categories: tuple[int, ...]) -> None:
+    def __init__(
+        self, numeric: Tensor, categorical: Tensor, num_categories: tuple[int, ...], within: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.num_categories = num_categories
         self.register_buffer("numeric", numeric, persistent=False)
         self.register_buffer("categorical", categorical, persistent=False)
+        hidden = torch.zeros(len(numeric), dtype=torch.float64) if within is None else within
+        self.register_buffer("within", hidden, persistent=False)
         owner = [j for j, k in enumerate(num_categories) for _ in range(k)]
         code = [c for k in num_categories for c in range(k)]
         self.register_buffer(

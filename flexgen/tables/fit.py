@@ -94,7 +94,7 @@ def fit_table(
     ]
     maps = ColumnMaps(columns)
     report = FitReport(maps={n: c.map_name or c.kind for n, c in zip(space.names, columns, strict=True)})
-    layout = FeatureLayout(maps.numeric, maps.categorical, maps.num_categories)
+    layout = maps.layout()
     if layout.num_features == 0:  # every column is constant: nothing is left to learn
         return TableConditional(space, maps, [], x.new_zeros(0, space.num_sites)), report
     job = _Job(layout, LatentRows.of(maps, x), law, settings, seed, report)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from flexgen.tables import splines
 from flexgen.tables.columns import Column
+from flexgen.tables.features import FeatureLayout
 from flexgen.tables.normals import HALF_LOG_2PI, log_interval_mass, truncated_moments
 
 __all__ = ["ColumnMaps"]
@@ -26,6 +27,7 @@ class ColumnMaps(nn.Module):
         constants: ``[N]``, the value of each constant column, 0 elsewhere.
         is_ordinal: bool ``[S]``.
         level_values: ``[S, L]``, the levels of ordinal columns, 0 elsewhere.
+        within: ``[S]``, the variance that cells hide, see `Column`.
 
     x is ``[B, N]``, data; y is ``[B, S]``, latents of the numeric columns. NaN stays NaN.
     """
@@ -35,6 +37,7 @@ class ColumnMaps(nn.Module):
     constants: Tensor
     is_ordinal: Tensor
     level_values: Tensor
+    within: Tensor
 
     def __init__(self, columns: Sequence[Column]) -> None:
         super().__init__()
@@ -49,8 +52,13 @@ class ColumnMaps(nn.Module):
         self.register_buffer(
             "is_ordinal", torch.tensor([c.kind == "ordinal" for c in chosen], dtype=torch.bool), persistent=False
         )
+        self._numbers("within", [c.within for c in chosen])
         self._smooth_buffers([c for c in chosen if c.kind != "ordinal"])
         self._ordinal_buffers(chosen)
+
+    def layout(self) -> FeatureLayout:
+        """The features that members work on."""
+        return FeatureLayout(self.numeric, self.categorical, self.num_categories, self.within)
 
     @property
     def num_categories(self) -> tuple[int, ...]:

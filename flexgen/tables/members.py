@@ -15,8 +15,9 @@ from flexgen.tables.latents import LatentMarginals
 
 __all__ = ["ClassMixture", "DenseGaussian"]
 
-# Least probability that a category gets from the Gaussian, whose conditional means leave [0, 1].
-_LEAST_SHARE = 0.01
+# A category keeps this share of its frequency, whatever the Gaussian says, whose conditional means leave [0, 1].
+_LEAST_SHARE = 0.1
+_LEAST_PROBABILITY = 1e-6
 _LEAST_VARIANCE = 1e-8
 
 
@@ -46,15 +47,20 @@ class DenseGaussian(nn.Module):
         return means[:, 0], variances[:, 0]
 
     def forward(self, y: Tensor, codes: Tensor, observed: Tensor) -> LatentMarginals:
-        means, variances = self.moments(y, codes, observed)
-        return self.read(means, variances)
+        means, sds, shares = self.answer(y, codes, observed)
+        log_probs = self.layout.normalise(shares.log())
+        return LatentMarginals(torch.zeros_like(sds)[..., None], means[..., None], sds[..., None], log_probs)
 
-    def read(self, means: Tensor, variances: Tensor) -> LatentMarginals:
-        """Moments of the features as one-site answers."""
+    def answer(self, y: Tensor, codes: Tensor, observed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and sd of the latents ``[B, S]``, unnormalised shares of the categories ``[B, F - S]``."""
         S = self.layout.num_numeric
-        sds = variances[:, :S].clamp_min(_LEAST_VARIANCE).sqrt()
-        log_probs = self.layout.normalise(means[:, S:].clamp_min(_LEAST_SHARE).log())
-        return LatentMarginals(torch.zeros_like(sds)[..., None], means[:, :S, None], sds[..., None], log_probs)
+        means, variances = self.moments(y, codes, observed)
+        sds = (variances[:, :S] + self.layout.within).clamp_min(_LEAST_VARIANCE).sqrt()
+        return (
+            means[:, :S],
+            sds,
+            means[:, S:].maximum(_LEAST_SHARE * self.law.means[0, S:]).clamp_min(_LEAST_PROBABILITY),
+        )
 
 
 class ClassMixture(nn.Module):
@@ -84,7 +90,7 @@ class ClassMixture(nn.Module):
         log_joint, means, covariances, pattern = self.log_joint(y, codes, observed)
         log_weights = log_joint.log_softmax(-1)
         variances = covariances.diagonal(dim1=-2, dim2=-1)[pattern]  # [B, K, S]
-        sds = variances.clamp_min(_LEAST_VARIANCE).sqrt().transpose(1, 2)
+        sds = (variances + self.layout.within).clamp_min(_LEAST_VARIANCE).sqrt().transpose(1, 2)
         log_weights_per_site = log_weights[:, None].expand(-1, means.shape[2], -1)  # [B, S, K]
         shares = log_weights.exp() @ self.log_tables.exp()  # [B, F - S]
         return LatentMarginals(log_weights_per_site, means.transpose(1, 2), sds, self.layout.normalise(shares.log()))

@@ -17,7 +17,6 @@ __all__ = ["MaskedTableNetwork"]
 
 # A component's sd may differ from the Gaussian's by at most this factor's logarithm.
 _MOST_LOG_SCALE = 3.0
-_LEAST_VARIANCE = 1e-6
 
 
 class MaskedTableNetwork(nn.Module):
@@ -95,12 +94,8 @@ class MaskedTableNetwork(nn.Module):
         layout = self.base.layout
         dtype = self.trunk.embed.weight.dtype
         with torch.no_grad():
-            means, variances = self.base.moments(y, codes, observed)  # [B, F], the value itself where observed
-            shares = means[:, self.num_numeric :].clamp_min(0.01)
-            S = self.num_numeric
+            means, sds, shares = (part.to(dtype) for part in self.base.answer(y, codes, observed))
             numeric_observed, coded = layout.spread(observed)
-            means, shares = means[:, :S].to(dtype), shares.to(dtype)
-            sds = variances[:, :S].clamp_min(_LEAST_VARIANCE).sqrt().to(dtype)
             features = [
                 torch.where(numeric_observed, means, 0.0),  # the observed values
                 means,
