@@ -14,6 +14,8 @@ from flexgen.tables.normals import HALF_LOG_2PI, log_interval_mass, truncated_mo
 
 __all__ = ["ColumnMaps"]
 
+_FAR = 1e9  # latent; stands for infinity at the ends of cells
+
 
 class ColumnMaps(nn.Module):
     """Vectorised over columns; float64.
@@ -203,8 +205,10 @@ def cell_log_prob(lower: Tensor, upper: Tensor, log_weights: Tensor, means: Tens
         lower, upper: ``[B, S]``.
         log_weights, means, sds: ``[B, S, K]``.
     """
-    a, b = (lower[..., None] - means) / sds, (upper[..., None] - means) / sds  # [B, S, K]
     has_cell = (upper > lower)[..., None]
+    # Far enough to leave nothing beyond, and finite: 0 * inf in the gradient of the division would be no number.
+    lower, upper = (torch.where(end.isinf(), end.sign() * _FAR, end) for end in (lower, upper))
+    a, b = (lower[..., None] - means) / sds, (upper[..., None] - means) / sds  # [B, S, K]
     density = -0.5 * torch.where(has_cell, 0.0, a) ** 2 - HALF_LOG_2PI - sds.log()
     if not bool(has_cell.any()):
         return (log_weights + density).logsumexp(-1)

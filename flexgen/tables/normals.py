@@ -24,7 +24,8 @@ def log_interval_mass(lower: Tensor, upper: Tensor) -> Tensor:
     thin = b - a < thin_width
     # Each branch sees harmless numbers where the other is taken, so that gradients stay finite.
     safe_a, safe_b = torch.where(thin, -1.0, a), torch.where(thin, 0.0, b)
-    safe_a = safe_a.clamp_min(-1e18)  # minus infinity has no gradient
+    # So far below the upper end the mass that is left is no number above zero; farther, log_ndtr has no gradient.
+    safe_a = safe_a.maximum(safe_b.detach().clamp_max(0.0) - 40.0)
     log_b = torch.special.log_ndtr(safe_b)
     gap = (torch.special.log_ndtr(safe_a) - log_b).clamp_max(-1e-12)
     wide_mass = log_b + torch.log(-torch.expm1(gap))
