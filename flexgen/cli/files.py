@@ -2,43 +2,93 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
+from flexgen.errors import ConfigError, DataError, FlexgenError
 
-from flexgen.errors import DataError
+if TYPE_CHECKING:
+    import pandas as pd
 
-__all__ = ["require_free", "write_table"]
+__all__ = ["SUFFIXES", "read_input", "require_file", "require_free", "require_model", "require_table", "write_table"]
+
+SUFFIXES = (".csv", ".tsv", ".parquet")
 
 
 def require_free(path: Path, *, argument: str, overwrite: bool) -> Path:
-    """`path` if it may be written, with its folder made.
+    """`path` if it may be written; nothing is made yet.
 
     Raises:
         DataError: something is there already and may not be overwritten, or the folder cannot be written to.
     """
     if path.exists() and not overwrite and not (path.is_dir() and not any(path.iterdir())):
         raise DataError(argument, f"{str(path)!r} is there already", "Name another, or add overwrite=true.")
-    folder = path.parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(
-            argument, f"cannot be made in {str(folder)!r}: {error.strerror}", "Name another folder."
-        ) from error
-    if not os.access(folder, os.W_OK):
-        raise DataError(argument, f"cannot be written in {str(folder)!r}", "Name a folder that you may write to.")
+    folder = next(folder for folder in path.absolute().parents if folder.exists())
+    if not folder.is_dir():
+        raise DataError(argument, f"{str(path)!r} is below {str(folder)!r}, which is a file", "Name another folder.")
+    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise DataError(argument, f"{str(path)!r} cannot be written", "Name a folder that you may write to.")
     return path
+
+
+def require_table(path: Path, *, argument: str) -> Path:
+    """`path` if its suffix is one of a table that can be read and written here."""
+    if path.suffix not in SUFFIXES:
+        raise DataError(argument, f"{str(path)!r} ends in {path.suffix!r}", "Name a .csv, .tsv or .parquet file.")
+    if path.is_dir():
+        raise DataError(argument, f"{str(path)!r} is a folder", "Name a .csv, .tsv or .parquet file.")
+    if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise DataError(argument, f"{str(path)!r} needs pyarrow", "Install flexgen-samplers[parquet], or use .csv.")
+    return path
+
+
+def require_model(path: Path) -> Path:
+    """`path` if a trained model is there."""
+    if (path / "config.json").is_file():
+        return path
+    if (path / "checkpoints").is_dir():
+        raise DataError("model", f"{str(path)!r} holds a training that is not finished", "Go on with resume=true.")
+    raise DataError("model", f"{str(path)!r} holds no model", "Pass a folder that flexgen train wrote.")
+
+
+def read_input(path: Path, *, argument: str) -> pd.DataFrame:
+    """The table of a file.
+
+    Raises:
+        DataError: what the file holds is no table of its suffix.
+    """
+    from flexgen.data.tables import read_table
+
+    try:
+        return read_table(path)
+    except FlexgenError as error:
+        raise DataError(argument, error.problem, error.fix) from error
+    except (ValueError, OSError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise DataError(argument, f"{str(path)!r} cannot be read: {reason}", "Check the file.") from error
+
+
+def require_file(path: Path, *, argument: str) -> Path:
+    """`path` if there is a table to read."""
+    if not path.is_file():
+        raise DataError(argument, f"{str(path)!r} is no file", "Pass a .csv, .tsv or .parquet file.")
+    return require_table(path, argument=argument)
 
 
 def write_table(df: pd.DataFrame, path: Path, *, index: bool = False) -> None:
     """A ``.csv``, ``.tsv`` or ``.parquet`` file, by suffix; in place only once it is whole."""
-    if path.suffix not in (".csv", ".tsv", ".parquet"):
-        raise DataError("output", f"ends in {path.suffix!r}", "Name a .csv, .tsv or .parquet file.")
+    require_table(path, argument="output")
     partial = path.with_name(f".{path.name}.partial")
-    if path.suffix == ".parquet":
-        df.to_parquet(partial, index=index)
-    else:
-        df.to_csv(partial, index=index, sep="\t" if path.suffix == ".tsv" else ",")
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".parquet":
+            df.to_parquet(partial, index=index)
+        else:
+            df.to_csv(partial, index=index, sep="\t" if path.suffix == ".tsv" else ",")
+        partial.replace(path)
+    except OSError as error:
+        raise ConfigError("output", f"{str(path)!r} cannot be written: {error}", "Name another place.") from error
+    finally:
+        partial.unlink(missing_ok=True)

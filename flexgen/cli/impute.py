@@ -2,29 +2,64 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from omegaconf import DictConfig
 
-from flexgen.cli.files import require_free, write_table
-from flexgen.data.tables import read_table
-from flexgen.table_model import TableModel
+from flexgen.cli.files import read_input, require_file, require_free, require_model, require_table, write_table
+from flexgen.cli.parameters import read
+from flexgen.errors import ConfigError
 
 __all__ = ["run"]
 
 
+@dataclass(frozen=True)
+class Parameters:
+    """The keys of configs/impute.yaml."""
+
+    model: Path
+    input: Path
+    output: Path
+    method: Literal["mean", "mode", "draw"]
+    num_draws: int
+    seed: int
+    batch_size: int
+    progress: bool | None
+    overwrite: bool
+
+    def __post_init__(self) -> None:
+        if self.num_draws < 1 or (self.num_draws > 1 and self.method != "draw"):
+            raise ConfigError("num_draws", f"is {self.num_draws} with method={self.method}", "Pass 1, or method=draw.")
+        if self.batch_size < 1:
+            raise ConfigError("batch_size", f"is {self.batch_size}", "Pass at least 1.")
+
+
 def run(config: DictConfig) -> None:
     """Config: configs/impute.yaml."""
-    output = require_free(Path(config.output), argument="output", overwrite=config.overwrite)
-    model = TableModel.from_pretrained(config.model)
-    df = read_table(config.input)
+    chosen = read(Parameters, config)
+    require_table(chosen.output, argument="output")
+    require_free(chosen.output, argument="output", overwrite=chosen.overwrite)
+    require_model(chosen.model)
+    require_file(chosen.input, argument="input")
+    # Imported late: what is wrong with the arguments is said at once.
+    from flexgen.table_model import TableModel
+
+    model = TableModel.from_pretrained(chosen.model)
+    df = read_input(chosen.input, argument="input")
     filled = model.impute(
         df,
-        method=config.method,
-        num_draws=config.num_draws,
-        generator=config.seed,
-        batch_size=config.batch_size,
-        progress=config.progress,
+        method=chosen.method,
+        num_draws=chosen.num_draws,
+        generator=chosen.seed,
+        batch_size=chosen.batch_size,
+        progress=sys.stderr.isatty() if chosen.progress is None else chosen.progress,
     )
-    write_table(filled, output, index=config.num_draws > 1)
-    print(f"filled {int(df[list(model.schema.names)].isna().sum().sum())} entries of {len(df)} rows; saved to {output}")
+    if chosen.num_draws > 1:
+        filled = filled.rename_axis(["draw", "row"])
+    write_table(filled, chosen.output, index=chosen.num_draws > 1)
+    gaps = df[[name for name in df.columns if str(name) in model.schema.names]].isna()
+    count = f"filled {int(gaps.sum().sum())} entries in {int(gaps.any(axis=1).sum())} of {len(df)} rows"
+    print(f"{count}{f', {chosen.num_draws} times' if chosen.num_draws > 1 else ''}; saved to {chosen.output}")

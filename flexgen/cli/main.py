@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import importlib
 import logging
+import shlex
 import sys
 from collections.abc import Sequence
-
-from omegaconf import OmegaConf
 
 from flexgen import __version__
 from flexgen.errors import ConfigError, FlexgenError
@@ -16,7 +15,7 @@ __all__ = ["main"]
 
 COMMANDS = {
     "demo": "learn a real table, sample its joint by Gibbs, leave pictures and scores",
-    "train": "learn a table:            flexgen train data=file data.path=my.csv output=model",
+    "train": "learn a table:            flexgen train data.path=my.csv output=model",
     "impute": "fill in missing entries:  flexgen impute model=model input=gaps.csv output=filled.csv",
     "sample": "draw rows of the joint:   flexgen sample model=model num_rows=1000 output=rows.csv",
 }
@@ -25,52 +24,73 @@ USAGE = """usage: flexgen <command> [key=value ...] [--config]
 
 {commands}
 
+  flexgen <command> --help      its keys, its groups and their options
   flexgen <command> --config    print the command's configuration, overrides applied, and stop
   flexgen --version
 
-Options of a group (data, law, network, sampler, training) are files of configs/<group>/; keys are set as
-key.path=value. A Python traceback of an error is shown with --traceback."""
+A Python traceback of an error is shown with --traceback."""
+
+FLAGS = ("--config", "--traceback", "--help", "-h", "--version")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; 0 on success, 2 on bad input, 130 when interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    flags = {a for a in arguments if a.startswith("--")}
+    flags = [a for a in arguments if a.startswith("-")]
     words = [a for a in arguments if not a.startswith("-")]
-    if "--version" in flags:
-        print(f"flexgen {__version__}")
-        return 0
-    if not words or "--help" in flags or "-h" in arguments:
-        print(USAGE.format(commands="\n".join(f"  {name:8}{text}" for name, text in COMMANDS.items())))
-        return 0 if words or flags or "-h" in arguments else 2
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    name = " ".join(["flexgen", *words[:1]])
     try:
-        return _run(words[0], words[1:], flags)
+        return _run(words, flags)
     except FlexgenError as error:
         if "--traceback" in flags:
             raise
-        print(f"flexgen {words[0]}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"flexgen {words[0]}: interrupted", file=sys.stderr)
+        print(f"{name}: interrupted{_resumption(words)}", file=sys.stderr)
         return 130
 
 
-def _run(command: str, overrides: Sequence[str], flags: set[str]) -> int:
+def _run(words: Sequence[str], flags: Sequence[str]) -> int:
+    for flag in flags:
+        if flag not in FLAGS:
+            raise ConfigError("flag", f"is {flag!r}", "Write options as key=value, see flexgen --help.")
+    wants_help = "--help" in flags or "-h" in flags
+    if "--version" in flags:
+        print(f"flexgen {__version__}")
+        return 0
+    if not words:
+        text = USAGE.format(commands="\n".join(f"  {name:8}{text}" for name, text in COMMANDS.items()))
+        print(text, file=None if wants_help else sys.stderr)
+        return 0 if wants_help else 2
+    command, *overrides = words
     if command not in COMMANDS:
         raise ConfigError("command", f"is {command!r}", f"Choose one of {', '.join(COMMANDS)}.")
-    unknown = flags - {"--config", "--traceback"}
-    if unknown:
-        raise ConfigError("flag", f"is {sorted(unknown)[0]!r}", "Write options as key=value, see flexgen --help.")
-    # Imported late: a usage message must not wait for torch.
+    # What follows is imported late: a message about usage must not wait for Hydra, nor an error for torch.
+    if wants_help:
+        from flexgen.cli.help import describe
+
+        print(describe(command))
+        return 0
     from flexgen.cli.compose import load_config
 
-    config = load_config(command, overrides)
+    config = load_config(command, overrides, complete="--config" not in flags)
     if "--config" in flags:
+        from omegaconf import OmegaConf
+
         print(OmegaConf.to_yaml(config), end="")
         return 0
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     importlib.import_module(f"flexgen.cli.{command}").run(config)
     return 0
+
+
+def _resumption(words: Sequence[str]) -> str:
+    """How to go on after Ctrl-C, for the command that can."""
+    if words[:1] != ["train"]:
+        return ""
+    kept = [word for word in words if not word.startswith(("resume=", "overwrite="))]
+    return f". Go on with: {shlex.join(['flexgen', *kept, 'resume=true'])}"
 
 
 if __name__ == "__main__":
