@@ -33,6 +33,7 @@ __all__ = ["TableModel", "TableSettings"]
 _LEAST_ROWS = 10
 _ROWS_AT_ONCE = 4096
 _FORMAT = 1
+_MOST_MAGNITUDE = 1e100
 
 Method = Literal["mean", "mode", "draw"]
 Columns = Sequence[str] | np.ndarray | pd.DataFrame | None
@@ -87,6 +88,7 @@ class TableModel:
         x = x[~x.isnan().all(1)]  # a row without an entry teaches nothing
         if len(x) < _LEAST_ROWS:
             raise DataError("df", f"has {len(x)} row(s) with an entry", f"Pass at least {_LEAST_ROWS}.")
+        _require_moderate(schema, x)
         conditional, report = fit_table(
             x,
             schema.space,
@@ -364,7 +366,10 @@ class TableModel:
         """The caller's frame with this model's columns replaced where they had gaps."""
         decoded = self.schema.decode(filled, df.index)
         gaps = [name for name in df.columns if str(name) in self.schema.names and df[name].isna().any()]
-        return df.assign(**{name: decoded[str(name)] for name in gaps}) if gaps else df.copy()
+        merged = df.copy()
+        for name in gaps:
+            merged[name] = decoded[str(name)]
+        return merged
 
     def _given(self, given: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """A row of values ``[N]``, and which are given."""
@@ -408,6 +413,17 @@ class TableModel:
         for name in chosen:
             sites[self.schema.position(name, argument=argument)] = True
         return sites
+
+
+def _require_moderate(schema: TableSchema, x: Tensor) -> None:
+    """Refuses numbers whose squares, or those of their differences, leave the range of float64."""
+    for name, values in zip(schema.names, x.numpy().T, strict=True):
+        present = values[~np.isnan(values)]
+        if len(present) == 0:
+            continue
+        low, high = present.min(), present.max()
+        if max(-low, high) > _MOST_MAGNITUDE or 0 < high - low < 1 / _MOST_MAGNITUDE:
+            raise DataError(f"column {name!r}", f"runs from {low:g} to {high:g}, too far for float64", "Rescale it.")
 
 
 def _describe(

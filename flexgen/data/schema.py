@@ -149,10 +149,9 @@ class TableSchema:
         require_frame(df)
         if df.shape[1] == 0 or len(df) == 0:
             raise DataError("df", f"has shape {df.shape}", "Pass at least one row and one column.")
-        if not df.columns.is_unique:
-            raise DataError(
-                "df", f"names {df.columns[df.columns.duplicated()][0]!r} twice", "Give each column its own name."
-            )
+        names = df.columns.map(str)
+        if not names.is_unique:
+            raise DataError("df", f"names {names[names.duplicated()][0]!r} twice", "Give each column its own name.")
         kinds = dict(kinds or {})
         unknown = [name for name in kinds if name not in df.columns]
         if unknown:

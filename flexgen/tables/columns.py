@@ -129,7 +129,10 @@ def _fit_smooth(
     for name in names:
         total = 0.0
         for f in range(FOLDS):
-            maps = ColumnMaps([candidate(x[order[fold != f]], name)])
+            part = x[order[fold != f]]
+            if part.min() == part.max():
+                continue  # one value teaches no map
+            maps = ColumnMaps([candidate(part, name)])
             held_out = torch.from_numpy(x[order[fold == f]])[:, None]
             zero = torch.zeros(len(held_out), 1, 1, dtype=torch.float64)
             total += maps.log_prob(held_out, zero, zero, zero + 1.0).sum().item()
@@ -176,7 +179,8 @@ def _yeo_johnson_knots(x: np.ndarray, num: int = 33) -> tuple[np.ndarray, np.nda
     grid = np.linspace(z[0], z[-1], 257)
     image = _yeo_johnson(grid, power)
     knots_z = np.interp(np.linspace(image[0], image[-1], num), image, grid)
-    return mean + sd * knots_z, (_yeo_johnson(knots_z, power) - y.mean()) / y.std()
+    knots_x, first = np.unique(mean + sd * knots_z, return_index=True)  # where float64 cannot tell them apart
+    return knots_x, (_yeo_johnson(knots_z[first], power) - y.mean()) / y.std()
 
 
 def _yeo_johnson(z: np.ndarray, power: float) -> np.ndarray:
@@ -203,7 +207,11 @@ def _quantile_knots(x: np.ndarray, num: int, step: float, atoms: tuple[float, ..
     def latent(p: float) -> float:
         return float(special.ndtri(np.clip(p, 0.5 / n, 1 - 0.5 / n)))
 
-    jumps = [(a, latent(float(np.mean(x < a))), latent(float(np.mean(x <= a)))) for a in atoms]
+    ends = np.array([[np.mean(x < a), np.mean(x <= a)] for a in atoms]).ravel()
+    touching = np.flatnonzero(np.diff(ends) <= 0)  # nothing was seen between two atoms: half a row's share goes there
+    ends[touching] -= 0.25 / n
+    ends[touching + 1] += 0.25 / n
+    jumps = [(a, latent(low), latent(high)) for a, (low, high) in zip(atoms, ends.reshape(-1, 2), strict=True)]
     gap = 0.5 * (y[1] - y[0])
     for _, low, high in jumps:
         y = y[(y < low - gap) | (y > high + gap)]
@@ -221,6 +229,8 @@ def _without_spikes(
     for j in range(1, len(knots_x)):
         is_atom = knots_x[j] in atoms
         if (is_atom and knots_x[j] == knots_x[kept[-1]]) or knots_x[j] - knots_x[kept[-1]] > least:
+            kept.append(j)
+        elif is_atom and knots_x[kept[-1]] in atoms:
             kept.append(j)
         elif is_atom:
             kept[-1] = j

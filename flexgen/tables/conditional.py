@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from flexgen.conditional import MarginalConditional
 from flexgen.query import Query
 from flexgen.space import Space
-from flexgen.tables.latents import pool
+from flexgen.tables.latents import LatentMarginals, pool
 from flexgen.tables.maps import ColumnMaps
 from flexgen.tables.marginals import TableMarginals
 
@@ -52,6 +52,13 @@ class TableConditional(nn.Module, MarginalConditional):
         observed = query.expand(len(x)).observed
         x = torch.where(observed, x.double(), 0.0)  # nothing unobserved is read
         y, codes = self.maps(x), x[:, self.maps.categorical]
-        answers = [member(y, codes, observed).double() for member in self.members]
-        weights = self.log_weights[:, self.maps.numeric], self.log_weights[:, self.maps.categorical]
+        answers = [member(y, codes, observed).double() for member in self.members] or [self._nothing(y)]
+        log_weights = self.log_weights if len(self.members) else self.log_weights.new_zeros(1, x.shape[1])
+        weights = log_weights[:, self.maps.numeric], log_weights[:, self.maps.categorical]
         return TableMarginals(self.maps, pool(answers, weights))
+
+    @staticmethod
+    def _nothing(y: Tensor) -> LatentMarginals:
+        """The answer for columns that are all constant, hence without latents or codes."""
+        empty = y.new_zeros(len(y), 0, 1)
+        return LatentMarginals(empty, empty, empty, empty)

@@ -39,7 +39,7 @@ def cut_folds(num_rows: int, *, is_small: bool, num_folds: int, seed: int) -> li
     if is_small:
         parts = order.tensor_split(_SMALL_FOLDS)
     else:
-        size = int(_HELD_OUT_SHARE * num_rows)
+        size = max(1, int(_HELD_OUT_SHARE * num_rows))
         parts = order[: size * num_folds].split(size)
     everyone = torch.ones(num_rows, dtype=torch.bool)
     folds = []
