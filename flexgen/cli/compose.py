@@ -11,7 +11,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -157,10 +157,11 @@ def _parsable(override: str) -> str:
     quoted = "'" + re.sub(r"(\\*)'", r"\1\1\\'", value) + "'"
     for text in (override, f"{key}={quoted}"):
         try:
-            OverridesParser.create().parse_override(text)
-        except OverrideParseException:
+            parsed = OverridesParser.create().parse_override(text)
+        except HydraException:
             continue
-        return text
+        if not parsed.is_sweep_override():  # a,b means two runs to Hydra; a command is one
+            return text
     raise ConfigError("override", f"is {override!r}", "Write key=value, the key without spaces or brackets.")
 
 
@@ -171,13 +172,16 @@ def _explained(command: str, error: Exception) -> ConfigError:
         group, option = found.groups()
         return ConfigError(group, f"has no option {option!r}", f"Choose one of {', '.join(options(group))}.")
     if found := re.search(r"(?:Could not override|Could not delete from config\.) '([^']*)'", reason):
-        return _unknown_key(command, found[1])
+        full = re.search(r"full_key: (\S+)", reason)
+        return _unknown_key(command, full[1] if full else found[1])
     return ConfigError("overrides", reason, f"See `flexgen {command} --config` for the keys and their values.")
 
 
 def _unknown_key(command: str, key: str) -> ConfigError:
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         known = list(_leaves(OmegaConf.to_container(compose(command))))
+    if key in known:
+        return ConfigError(key, "has no such keys", f"Set {key}._target_=..., and add keys with +{key}.key=value.")
     near = difflib.get_close_matches(key, known, 1)
     more = f"See flexgen {command} --help."
     return ConfigError(key, f"is no key of flexgen {command}", f"Did you mean {near[0]}? {more}" if near else more)

@@ -7,12 +7,23 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flexgen.errors import ConfigError, DataError, FlexgenError
+from flexgen.errors import CheckpointError, ConfigError, DataError, FlexgenError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["SUFFIXES", "read_input", "require_file", "require_free", "require_model", "require_table", "write_table"]
+    from flexgen.table_model import TableModel
+
+__all__ = [
+    "SUFFIXES",
+    "load_model",
+    "read_input",
+    "require_file",
+    "require_free",
+    "require_model",
+    "require_table",
+    "write_table",
+]
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 
@@ -31,6 +42,17 @@ def require_free(path: Path, *, argument: str, overwrite: bool) -> Path:
     if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
         raise DataError(argument, f"{str(path)!r} cannot be written", "Name a folder that you may write to.")
     return path
+
+
+def load_model(folder: Path) -> TableModel:
+    """The model of a folder; a complaint about its files names the key ``model``."""
+    # Imported late: what is wrong with the arguments is said at once.
+    from flexgen.table_model import TableModel
+
+    try:
+        return TableModel.from_pretrained(folder)
+    except CheckpointError as error:
+        raise CheckpointError("model", error.problem, error.fix) from error
 
 
 def require_table(path: Path, *, argument: str) -> Path:

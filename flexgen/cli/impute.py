@@ -9,7 +9,15 @@ from typing import Literal
 
 from omegaconf import DictConfig
 
-from flexgen.cli.files import read_input, require_file, require_free, require_model, require_table, write_table
+from flexgen.cli.files import (
+    load_model,
+    read_input,
+    require_file,
+    require_free,
+    require_model,
+    require_table,
+    write_table,
+)
 from flexgen.cli.parameters import read
 from flexgen.errors import ConfigError
 
@@ -44,10 +52,7 @@ def run(config: DictConfig) -> None:
     require_free(chosen.output, argument="output", overwrite=chosen.overwrite)
     require_model(chosen.model)
     require_file(chosen.input, argument="input")
-    # Imported late: what is wrong with the arguments is said at once.
-    from flexgen.table_model import TableModel
-
-    model = TableModel.from_pretrained(chosen.model)
+    model = load_model(chosen.model)
     df = read_input(chosen.input, argument="input")
     filled = model.impute(
         df,

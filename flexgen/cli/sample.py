@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from flexgen.cli.compose import build
-from flexgen.cli.files import require_free, require_model, require_table, write_table
+from flexgen.cli.files import load_model, require_free, require_model, require_table, write_table
 from flexgen.cli.parameters import read
 from flexgen.errors import ConfigError
 
@@ -61,10 +61,7 @@ def run(config: DictConfig) -> None:
     require_free(chosen.output, argument="output", overwrite=chosen.overwrite)
     require_model(chosen.model)
     scan = build(config.sampler.scan, at="sampler.scan")
-    # Imported late: what is wrong with the arguments is said at once.
-    from flexgen.table_model import TableModel
-
-    model = TableModel.from_pretrained(chosen.model)
+    model = load_model(chosen.model)
     rows = model.sample(
         chosen.num_rows,
         given=chosen.given,

@@ -1,0 +1,165 @@
+"""The commands end to end, on a small file with gaps."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from pandas.testing import assert_frame_equal
+
+from flexgen.cli.main import main
+from flexgen.data.tables import load_table, read_table
+from flexgen.tables.objective import TableLikelihood
+
+TINY = ["model=small", "model.small_width=16", "model.classes=[2]", "training=quick", "training.num_steps=12"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """gaps.csv, and the model that was trained on it."""
+    folder = tmp_path_factory.mktemp("jobs")
+    df = load_table("iris")
+    df = df.mask(np.random.default_rng(0).random(df.shape) < 0.15)
+    df["count"] = np.arange(len(df)) % 7
+    df.to_csv(folder / "gaps.csv", index=False)
+    assert main(["train", f"data.path={folder / 'gaps.csv'}", f"output={folder / 'model'}", *TINY]) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def inside(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+
+
+def test_train_leaves_a_model_its_configuration_and_no_checkpoints(capsys):
+    assert sorted(path.name for path in Path("model").iterdir()) == ["config.json", "model.safetensors", "train.yaml"]
+    words = ["train", "data.path=gaps.csv", "output=exact", "model=exact", "model.classes=[2]"]
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("fitted 150 rows of 6 columns in ")
+    assert lines[1].startswith("held-out log-likelihood, nats an entry: gaussian, ridge 0.001 -")
+    assert lines[2].startswith("weights: gaussian ")
+    assert lines[3:] == ["saved to exact"]
+    assert main(words) == 2
+    assert "output: 'exact' is there already. Name another, or add overwrite=true." in capsys.readouterr().err
+    assert main([*words, "resume=true"]) == 0
+    assert capsys.readouterr().out == "exact is finished already; train it anew with overwrite=true\n"
+    before = Path("exact/model.safetensors").read_bytes()
+    assert main([*words, "overwrite=true"]) == 0
+    assert Path("exact/model.safetensors").read_bytes() == before
+
+
+def test_the_recorded_configuration_trains_the_same_model():
+    """Every value of train.yaml given by hand, over other groups."""
+    words = [*TINY[1:3], "model=small", "training=adamw", "training.optimizer=muon", "training.num_steps=12"]
+    assert main(["train", "data.path=gaps.csv", "output=again", *words, "training.ema_decay=0.98"]) == 0
+    assert Path("again/model.safetensors").read_bytes() == Path("model/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet"])
+def test_impute_fills_gaps_and_nothing_else(suffix, capsys):
+    gaps = pd.read_csv("gaps.csv")
+    source = Path(f"source.{suffix}")
+    if suffix == "parquet":
+        gaps.to_parquet(source)
+    else:
+        gaps.to_csv(source, index=False, sep="\t" if suffix == "tsv" else ",")
+    words = ["impute", "model=model", f"input={source}", f"output=new/filled.{suffix}"]
+    assert main(words) == 0
+    count, rows = int(gaps.isna().sum().sum()), int(gaps.isna().any(axis=1).sum())
+    assert capsys.readouterr().out == f"filled {count} entries in {rows} of 150 rows; saved to new/filled.{suffix}\n"
+    filled = read_table(f"new/filled.{suffix}")
+    assert list(filled) == list(gaps)
+    assert filled.notna().all(axis=None)
+    assert_frame_equal(filled.where(gaps.notna()), gaps, check_dtype=False)
+    assert main(words) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert main([*words, "overwrite=true"]) == 0
+    shutil.rmtree("new")
+
+
+def test_draws_are_numbered_and_follow_the_seed():
+    words = ["impute", "model=model", "input=gaps.csv", "method=draw", "num_draws=3"]
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert main([*words, f"output={name}.csv", f"seed={seed}", "batch_size=37"]) == 0
+    a, b, c = (pd.read_csv(f"{name}.csv") for name in "abc")
+    assert list(a)[:2] == ["draw", "row"]
+    assert a["draw"].value_counts().to_dict() == {0: 150, 1: 150, 2: 150}
+    assert a.equals(b)
+    assert not a.equals(c)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "how"),
+    [
+        ("chain", "the chain rule"),
+        ("gibbs_permutation", "2 Gibbs sweep(s), RandomPermutation()"),
+        ("gibbs_random", "2 Gibbs sweep(s), RandomSite()"),
+        ("gibbs_systematic", "2 Gibbs sweep(s), Systematic(order=None)"),
+    ],
+)
+def test_sample(sampler, how, capsys):
+    sweeps = [] if sampler == "chain" else ["sampler.num_sweeps=2"]
+    words = ["sample", "model=model", "num_rows=40", f"sampler={sampler}", *sweeps]
+    given = ["given.target=virginica", "given.petal width (cm)=1.8"]
+    assert main([*words, f"output={sampler}.csv", *given]) == 0
+    assert capsys.readouterr().out == f"drew 40 rows by {how}; saved to {sampler}.csv\n"
+    rows = pd.read_csv(f"{sampler}.csv")
+    assert list(rows) == list(pd.read_csv("gaps.csv"))
+    assert rows.shape == (40, 6)
+    assert rows.notna().all(axis=None)
+    assert set(rows["target"]) == {"virginica"}
+    assert set(rows["petal width (cm)"]) == {1.8}
+    assert rows["count"].between(0, 6).all()
+
+
+def test_samples_follow_the_seed():
+    for name, more in (("x", ["seed=1"]), ("y", ["seed=1", "batch_size=7"]), ("z", ["seed=2"])):
+        assert main(["sample", "model=model", "num_rows=20", f"output={name}.parquet", *more]) == 0
+    x, y, z = (pd.read_parquet(f"{name}.parquet") for name in "xyz")
+    assert_frame_equal(x, y)
+    assert not x.equals(z)
+
+
+def test_a_value_that_the_model_never_saw_is_refused(capsys):
+    assert main(["sample", "model=model", "output=never.csv", "given.target=rose"]) == 2
+    assert "holds the level 'rose'" in capsys.readouterr().err
+    assert not Path("never.csv").exists()
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(monkeypatch, capsys):
+    words = ["train", "data.path=gaps.csv", "output=stopped", *TINY]
+    calls, loss = [], TableLikelihood.__call__
+
+    def interrupted(self, *arguments, **options):
+        calls.append(1)
+        if len(calls) == 5:
+            signal.raise_signal(signal.SIGINT)
+        return loss(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TableLikelihood, "__call__", interrupted)
+        assert main([*words, "overwrite=true"]) == 130
+    assert f"interrupted. Go on with: flexgen {' '.join(words[:3])}" in capsys.readouterr().err.replace("'", "")
+    assert len(list(Path("stopped/checkpoints").rglob("step-*"))) == 1
+
+    assert main(words) == 2
+    assert "holds a training that is not finished. Go on with resume=true" in capsys.readouterr().err
+    assert main([*words, "resume=true", "law=mae"]) == 2
+    error = capsys.readouterr().err
+    assert "law._target_: is 'samplers.laws.mae', but the training in 'stopped' began with 'samplers.laws.pow" in error
+    assert main([*words, "resume=true"]) == 0
+    # To the bit the model of an uninterrupted training.
+    assert Path("stopped/model.safetensors").read_bytes() == Path("model/model.safetensors").read_bytes()
+    assert not Path("stopped/checkpoints").exists()
+
+
+def test_overwriting_forgets_the_checkpoints_of_another_training():
+    steps = Path("dirty/checkpoints/network-0/step-000000005")
+    steps.mkdir(parents=True)
+    assert main(["train", "data.path=gaps.csv", "output=dirty", *TINY, "overwrite=true"]) == 0
+    assert not steps.exists()
