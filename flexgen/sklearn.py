@@ -12,7 +12,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from flexgen.space import Kind
-from flexgen.table_model import TableModel, TableSettings
+from flexgen.table_model import LEAST_ROWS, TableModel, TableSettings
 
 __all__ = ["TableImputer"]
 
@@ -77,7 +77,10 @@ class TableImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # ty
         if isinstance(X, pd.DataFrame):
             validate_data(self, X, reset=reset, skip_check_array=True)
             return X.rename(columns=str)
-        X = validate_data(self, X, reset=reset, dtype=np.float64, ensure_all_finite="allow-nan")
+        least = LEAST_ROWS if reset else 1
+        X = validate_data(
+            self, X, reset=reset, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=least
+        )
         return pd.DataFrame(X, columns=[f"x{j}" for j in range(X.shape[1])])
 
     def __sklearn_tags__(self) -> Any:

@@ -30,7 +30,7 @@ from samplers.scans import Scan
 
 __all__ = ["TableModel", "TableSettings"]
 
-_LEAST_ROWS = 10
+LEAST_ROWS = 10
 _ROWS_AT_ONCE = 4096
 _FORMAT = 1
 _MOST_MAGNITUDE = 1e100
@@ -86,8 +86,8 @@ class TableModel:
         schema = TableSchema.infer(df, kinds)
         x = schema.encode(df)
         x = x[~x.isnan().all(1)]  # a row without an entry teaches nothing
-        if len(x) < _LEAST_ROWS:
-            raise DataError("df", f"has {len(x)} row(s) with an entry", f"Pass at least {_LEAST_ROWS}.")
+        if len(x) < LEAST_ROWS:
+            raise DataError("df", f"has {len(x)} row(s) with an entry", f"Pass at least {LEAST_ROWS}.")
         _require_moderate(schema, x)
         conditional, report = fit_table(
             x,

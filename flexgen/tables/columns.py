@@ -228,9 +228,8 @@ def _without_spikes(
     kept = [0]
     for j in range(1, len(knots_x)):
         is_atom = knots_x[j] in atoms
-        if (is_atom and knots_x[j] == knots_x[kept[-1]]) or knots_x[j] - knots_x[kept[-1]] > least:
-            kept.append(j)
-        elif is_atom and knots_x[kept[-1]] in atoms:
+        follows_atom = is_atom and knots_x[kept[-1]] in atoms  # the same one's other end, or another
+        if follows_atom or knots_x[j] - knots_x[kept[-1]] > least:
             kept.append(j)
         elif is_atom:
             kept[-1] = j
