@@ -15,8 +15,8 @@ class FeatureLayout(nn.Module):
         numeric: int64 ``[S]``, sites of the numeric columns.
         categorical: int64 ``[J]``, sites of the categorical columns.
         num_categories: of each categorical column.
-        within: ``[S]``, variance of each latent that its cells hide. Latents are encoded as the means of their cells, so
-            that members which model these means add it to what they predict.
+        within: ``[S]``, variance of each latent that its cells hide. Latents are encoded as the means of their
+            cells; members that model these means add it to what they predict.
     """
 
     numeric: Tensor

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -99,14 +99,16 @@ def fit_table(
         return TableConditional(space, maps, [], x.new_zeros(0, space.num_sites)), report
     job = _Job(layout, LatentRows.of(maps, x), law, settings, seed, report)
 
-    ridge = job.best({f"gaussian, ridge {r:g}": r for r in settings.ridges}, job.fit_gaussian)
-    fitters: dict[str, Fitter] = {"gaussian": lambda rows: job.fit_gaussian(rows, ridge)}
+    ridge, scores = job.best({f"gaussian, ridge {r:g}": r for r in settings.ridges}, job.fit_gaussian)
+    groups, log_probs = {"gaussian": job.fit_gaussian(job.rows, ridge)}, {"gaussian": scores}
     candidates = {f"{k} classes": k for k in settings.classes if _ROWS_PER_CLASS * k <= len(x)}
     if job.is_small and candidates:
-        num_classes = job.best(candidates, job.fit_classes)
-        fitters["classes"] = lambda rows: job.fit_classes(rows, num_classes)
-    groups = {name: fit(job.rows) for name, fit in fitters.items()}
-    log_probs = {name: job.held_out_log_probs(fit) for name, fit in fitters.items()}
+        num_classes, _ = job.best(candidates, lambda rows, k: job.fit_classes(rows, k, restarts=1))
+
+        def fit_classes(rows: LatentRows) -> Members:
+            return job.fit_classes(rows, num_classes, restarts=settings.restarts)
+
+        groups["classes"], log_probs["classes"] = fit_classes(job.rows), job.held_out_log_probs(fit_classes)
     if settings.num_networks:
         networks = job.train_networks(ridge, directory, resume, progress)
         groups["networks"] = networks
@@ -148,7 +150,7 @@ class _Job:
     def fit_gaussian(self, rows: LatentRows, ridge: float) -> Members:
         return [fit_dense_gaussian(self.layout, rows.y, rows.codes, ridge=ridge)]
 
-    def fit_classes(self, rows: LatentRows, num_classes: int) -> Members:
+    def fit_classes(self, rows: LatentRows, num_classes: int, *, restarts: int) -> Members:
         return [
             fit_class_mixture(
                 self.layout,
@@ -158,7 +160,7 @@ class _Job:
                 strength=1.0,
                 generator=rng.stream(self.seed, "classes", num_classes, restart),
             )
-            for restart in range(self.settings.restarts)
+            for restart in range(restarts)
         ]
 
     def held_out_log_probs(self, fit: Fitter) -> Tensor:
@@ -173,13 +175,23 @@ class _Job:
     def mean_score(self, log_probs: Tensor) -> float:
         return log_probs[self.asked].mean().item()
 
-    def best(self, candidates: Mapping[str, Value], fit: Callable[[LatentRows, Value], Members]) -> Value:
-        """The candidate with the best held-out score."""
-        scores = {
-            name: self.mean_score(self.held_out_log_probs(lambda r, v=v: fit(r, v))) for name, v in candidates.items()
-        }
-        self.report.held_out.update(scores)
-        return candidates[max(scores, key=scores.__getitem__)]
+    def best(
+        self, candidates: Mapping[str, Value], fit: Callable[[LatentRows, Value], Members]
+    ) -> tuple[Value, Tensor]:
+        """The candidate with the best held-out score, and its log-probabilities ``[E, N]``.
+
+        Candidates come in order of complexity; the search ends at the first that is worse than the one before.
+        """
+        chosen: tuple[Value, Tensor] | None = None
+        best = -torch.inf
+        for name, value in candidates.items():
+            log_probs = self.held_out_log_probs(lambda rows, value=value: fit(rows, value))  # type: ignore[misc]
+            score = self.report.held_out[name] = self.mean_score(log_probs)
+            if score <= best:
+                break
+            chosen, best = (value, log_probs), score
+        assert chosen is not None
+        return chosen
 
     def train_networks(
         self, ridge: float, directory: Path | None, resume: bool, progress: bool | None
@@ -189,7 +201,7 @@ class _Job:
         for f, fold in enumerate(self.folds):
             learn, held_out = self.rows[fold.learn], self.rows[fold.held_out]
             batch_size = max(1, min(settings.batch_size, len(learn) // 4))
-            num_steps = min(settings.num_steps, -(-settings.most_epochs * len(learn) // batch_size))
+            num_steps = settings.small_steps if self.is_small else settings.num_steps
             training = TrainingSettings(
                 num_steps=num_steps,
                 batch_size=batch_size,
@@ -201,7 +213,7 @@ class _Job:
                 betas=(0.9, 0.999),
                 grad_clip=settings.grad_clip,
                 ema_decay=settings.ema_decay,
-                amp=settings.amp,
+                amp=_arithmetic(settings.amp),
                 validate_every=max(1, num_steps // 20),
                 held_out_draws=_validation_draws(len(held_out)),
                 patience=settings.patience,
@@ -238,6 +250,16 @@ class _Job:
                 depth=settings.small_depth if self.is_small else settings.depth,
                 dropout=settings.small_dropout if self.is_small else settings.dropout,
             )
+
+
+def _arithmetic(amp: str | None) -> Literal["bf16", "fp16"] | None:
+    """What "auto" stands for on this machine: bfloat16 where products in it are fast, not emulated."""
+    if amp != "auto":
+        return amp  # type: ignore[return-value]
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else None
+    has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return "bf16" if has.get("amx_bf16") or has.get("avx512_bf16") else None
 
 
 def _validation_draws(num_rows: int) -> int:

@@ -14,8 +14,9 @@ from flexgen.tables.members import ClassMixture, DenseGaussian
 __all__ = ["fit_class_mixture", "fit_dense_gaussian"]
 
 _LEAST_VARIANCE = 1e-6
-_DENSE_STEPS, _DENSE_TOLERANCE = 30, 1e-4  # EM; largest change of a mean, in standard deviations
-_CLASS_STEPS, _CLASS_TOLERANCE = 100, 1e-4  # EM; gain in nats a row
+_DENSE_STEPS, _DENSE_TOLERANCE = 20, 1e-3  # EM; largest change of a mean, in standard deviations
+_CLASS_STEPS, _CLASS_TOLERANCE = 100, 1e-3  # EM; gain in nats a row
+_MARGINALISED_STEPS = 10  # of EM, where entries are missing
 _LLOYD_STEPS = 10
 _SMOOTHING = 1.0  # rows' worth of the overall category shares, added to each class
 _CLASS_RIDGE = 1e-2  # of the pooled variances
@@ -51,7 +52,8 @@ def fit_class_mixture(
 ) -> ClassMixture:
     """EM from a k-means++ start; each class's covariance is shrunk towards the pooled one.
 
-    Covariance of class k: (n_k S_k + m S_pooled) / (n_k + m) with m = strength (S + 1) pseudo-rows.
+    Covariance of class k: (n_k S_k + m S_pooled) / (n_k + m) with m = strength (S + 1) pseudo-rows. Missing entries are
+    first drawn from a Gaussian, which makes most steps cheap, and marginalised exactly in the last ones.
 
     Args:
         layout: the features.
@@ -61,31 +63,53 @@ def fit_class_mixture(
         generator: of the start.
     """
     z, observed = _features(layout, y, codes)
-    n, S = y.shape
-    latents, one_hot = z[:, :S], z[:, S:]
-    numeric_observed, coded = observed[:, :S], observed[:, S:]
+    S = layout.num_numeric
+    latents, counted = z[:, :S], z[:, S:]  # a missing code counts for no category
+    shares = _column_shares(layout, counted.sum(0) + 0.5)  # [F - S]
     sites = _as_sites(layout, torch.cat([~y.isnan(), ~codes.isnan()], 1))
-    shares = _column_shares(layout, (one_hot * coded).sum(0) + 0.5)  # [F - S]
-    responsibilities = _kmeans_start(torch.cat([latents, one_hot - shares], 1), num_classes, generator)
-    filled, missing = latents[:, None].expand(-1, num_classes, -1), None
-    member, last = None, -torch.inf
-    for _ in range(_CLASS_STEPS):
+    complete = bool(observed[:, :S].all())
+    drawn = latents if complete else _draw_missing(latents, observed[:, :S], generator)
+    responsibilities = _kmeans_start(torch.cat([drawn, counted - shares], 1), num_classes, generator)
+
+    def maximise(filled: Tensor, missing: tuple[Tensor, Tensor] | None) -> ClassMixture:
         counts, means, covariances = _weighted_moments(filled, responsibilities, missing)
-        pooled = torch.einsum("k,kij->ij", counts / n, covariances)
+        pooled = torch.einsum("k,kij->ij", counts / len(z), covariances)
         rows = strength * (S + 1)
         covariances = (counts[:, None, None] * covariances + rows * pooled) / (counts + rows)[:, None, None]
         covariances = covariances + torch.diag(_CLASS_RIDGE * pooled.diagonal() + _LEAST_VARIANCE)
-        tables = _column_shares(layout, responsibilities.T @ (one_hot * coded) + _SMOOTHING * shares)
+        tables = _column_shares(layout, responsibilities.T @ counted + _SMOOTHING * shares)
         weights = (counts + 1e-3) / (counts + 1e-3).sum()
-        member = ClassMixture(layout, NormalMixture(weights, means, covariances), tables.log())
+        return ClassMixture(layout, NormalMixture(weights, means, covariances), tables.log())
+
+    everywhere = sites.clone()
+    everywhere[:, layout.numeric] = True
+    member, last = maximise(drawn[:, None].expand(-1, num_classes, -1), None), -torch.inf
+    for _ in range(_CLASS_STEPS):
+        log_joint, filled, _, _ = member.log_joint(drawn, codes, everywhere)
+        responsibilities = log_joint.softmax(-1)
+        member = maximise(filled, None)
+        score = float(log_joint.logsumexp(-1).mean())
+        if score - last < _CLASS_TOLERANCE:
+            break
+        last = score
+    for _ in range(0 if complete else _MARGINALISED_STEPS):
         log_joint, filled, among_missing, pattern = member.log_joint(latents, codes, sites)
         responsibilities = log_joint.softmax(-1)
-        missing = None if bool(numeric_observed.all()) else (among_missing, pattern)
-        gain, last = log_joint.logsumexp(-1).mean() - last, log_joint.logsumexp(-1).mean()
-        if gain < _CLASS_TOLERANCE:
-            break
-    assert member is not None
+        member = maximise(filled, (among_missing, pattern))
     return member
+
+
+def _draw_missing(latents: Tensor, observed: Tensor, generator: Randomness) -> Tensor:
+    """Missing latents drawn one by one given the observed ones, from a Gaussian fitted by EM."""
+    one = latents.new_ones(1)
+    mean, covariance = _complete_moments(latents, observed)
+    for _ in range(_DENSE_STEPS):
+        law = NormalMixture(one, mean, _ridged(covariance, 1e-3))
+        _, filled, missing, pattern = law.condition(latents, observed)
+        _, mean, covariance = _weighted_moments(filled, latents.new_ones(len(latents), 1), (missing, pattern))
+    sds = missing.diagonal(dim1=-2, dim2=-1)[pattern, 0].clamp_min(0).sqrt()
+    noise = rng.normal(latents.shape, generator=generator, dtype=latents.dtype)
+    return torch.where(observed, latents, filled[:, 0] + sds * noise)
 
 
 def _features(layout: FeatureLayout, y: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:

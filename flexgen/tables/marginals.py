@@ -58,7 +58,7 @@ class TableMarginals:
         return out
 
     def sample_site(self, site: int | Tensor, *, generator: Randomness) -> Tensor:
-        """Draws of one site a row, ``[B]``; what a Gibbs step needs, at the cost of one column where rows agree on it."""
+        """Draws of one site a row, ``[B]``: a Gibbs step's need, at the cost of one column where rows agree on it."""
         if isinstance(site, Tensor):
             return self.sample(generator=generator).gather(1, site[:, None]).squeeze(1)
         latents, maps = self.latents, self.maps

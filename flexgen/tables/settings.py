@@ -15,25 +15,24 @@ class TableSettings:
     """Settings of `TableModel.fit`.
 
     Args:
-        num_networks: masked networks, each trained on its own part of the rows and averaged; 0 for exact members only.
-        num_steps: most updates of a network; tables with few rows stop after `most_epochs`, or earlier by `patience`.
-        most_epochs: passes over the rows, at most.
+        num_networks: masked networks of a large table, each with its own part of the rows held out; a small table has one
+            for each fold. 0: exact members only.
+        num_steps: updates of a network, fewer if `patience` runs out.
         batch_size: rows an update.
         optimizer, lr, muon_lr, weight_decay, muon_weight_decay, grad_clip, ema_decay: see `TrainingSettings`.
         width, depth, dropout, num_components: of the network; see `MaskedTableNetwork`.
-        small_width, small_depth, small_dropout: the same for tables up to `small_rows` rows.
+        small_steps, small_width, small_depth, small_dropout: the same for tables up to `small_rows` rows.
         small_rows: tables up to this many rows are cross-fitted in five parts, and get class mixtures as members.
         ridges: candidates for the Gaussian's shrinkage.
         classes: candidates for the number of classes of the mixtures.
         restarts: class mixtures from different starts, averaged.
         patience: validations without progress before a network stops.
-        amp: "bf16" computes the network's matrix products in bfloat16.
+        amp: "bf16" trains with matrix products in bfloat16; "auto" does where the hardware has them.
         max_seconds: wall time for each network, None for no limit.
     """
 
     num_networks: int = 2
     num_steps: int = 6000
-    most_epochs: int = 250
     batch_size: int = 512
     optimizer: Literal["adamw", "muon"] = "muon"
     lr: float = 2e-3
@@ -46,6 +45,7 @@ class TableSettings:
     depth: int = 4
     num_components: int = 10
     dropout: float = 0.1
+    small_steps: int = 300
     small_width: int = 128
     small_depth: int = 2
     small_dropout: float = 0.2
@@ -54,14 +54,14 @@ class TableSettings:
     classes: tuple[int, ...] = (2, 4, 8, 16, 32)
     restarts: int = 5
     patience: int | None = 8
-    amp: Literal["bf16", "fp16"] | None = None
+    amp: Literal["auto", "bf16", "fp16"] | None = "auto"
     max_seconds: float | None = None
 
     def __post_init__(self) -> None:
         for name, least in (
             ("num_networks", 0),
             ("num_steps", 1),
-            ("most_epochs", 1),
+            ("small_steps", 1),
             ("batch_size", 1),
             ("restarts", 1),
             ("small_rows", 0),
