@@ -59,7 +59,7 @@ def table_settings(config: DictConfig) -> TableSettings:
     try:
         settings = TableSettings(**values)
         # What the training of each network will be given, so that a bad number is refused now.
-        shared = {f.name for f in fields(TrainingSettings)} & values.keys()
+        shared = ({f.name for f in fields(TrainingSettings)} & values.keys()) - {"amp"}
         TrainingSettings(**{name: values[name] for name in shared})
     except ConfigError as error:
         at = f"{where[error.argument]}." if error.argument in where else ""

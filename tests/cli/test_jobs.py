@@ -15,7 +15,7 @@ from flexgen.cli.main import main
 from flexgen.data.tables import load_table, read_table
 from flexgen.tables.objective import TableLikelihood
 
-TINY = ["model=small", "model.small_width=16", "model.classes=[2]", "training=quick", "training.num_steps=12"]
+TINY = ["model=small", "model.small_width=16", "model.classes=[2]", "training=quick", "training.small_steps=12"]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,14 @@ def test_train_leaves_a_model_its_configuration_and_no_checkpoints(capsys):
 
 def test_the_recorded_configuration_trains_the_same_model():
     """Every value of train.yaml given by hand, over other groups."""
-    words = [*TINY[1:3], "model=small", "training=adamw", "training.optimizer=muon", "training.num_steps=12"]
+    words = [
+        *TINY[1:3],
+        "model=small",
+        "training=adamw",
+        "training.optimizer=muon",
+        "training.num_steps=300",
+        "training.small_steps=12",
+    ]
     assert main(["train", "data.path=gaps.csv", "output=again", *words, "training.ema_decay=0.98"]) == 0
     assert Path("again/model.safetensors").read_bytes() == Path("model/model.safetensors").read_bytes()
 

@@ -1,0 +1,44 @@
+"""The commands that the page and the help show are ones that the command takes."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from flexgen.cli.compose import config_dir
+from flexgen.cli.help import groups, options
+from flexgen.cli.main import COMMANDS, main
+
+PAGE = (Path(__file__).parents[2] / "docs" / "command.md").read_text()
+TEXTS = {
+    "docs/command.md": "\n".join(re.findall(r"```\n(.*?)```", PAGE, flags=re.DOTALL)).replace("\\\n", " "),
+    **{path.name: path.read_text() for path in sorted(config_dir().rglob("*.yaml"))},
+    "usage": "\n".join(COMMANDS.values()),
+}
+SHOWN = sorted(
+    {
+        found
+        for text in TEXTS.values()
+        for found in re.findall(r"^(?:#|.*:)? *(flexgen +(?:train|impute|sample)\b.*)$", text, flags=re.MULTILINE)
+    }
+)
+
+
+def test_there_are_commands_to_check():
+    assert len(SHOWN) > 12
+
+
+@pytest.mark.parametrize("shown", SHOWN)
+def test_a_command_that_is_shown_composes(shown, capsys):
+    assert main([*shlex.split(shown)[1:], "--config"]) == 0, capsys.readouterr().err
+
+
+def test_the_page_names_the_groups_and_their_options():
+    for command in ("train", "sample"):
+        for group in groups(command):
+            assert f"| `{group}` |" in PAGE
+    for group in ("model", "training", "sampler"):
+        assert all(f"`{option}`" in PAGE for option in options(group)), group
