@@ -63,6 +63,8 @@ def load_config(name: str, overrides: Sequence[str] = (), *, complete: bool = Tr
         for key, _, text in texts:
             if key not in config.keys():  # noqa: SIM118 - `in` has no eye for a key that is still to be given
                 raise _unknown_key(name, key)
+            if OmegaConf.is_dict(config.get(key)):
+                raise ConfigError(key, f"is {text!r}", f"Set {key}.<key>=value; {key} is no group of flexgen {name}.")
             config[key] = text
         OmegaConf.resolve(config)
     except (HydraException, OmegaConfBaseException) as error:

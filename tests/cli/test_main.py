@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from flexgen import __version__
-from flexgen.cli import files, parameters
+from flexgen.cli import compose, files, parameters
 from flexgen.cli.main import COMMANDS, main
 from flexgen.errors import ConfigError, DataError
 
@@ -209,6 +209,16 @@ def test_errors_are_one_line_and_nothing_is_written(name, capsys):
     assert captured.err.startswith("flexgen ")
     assert text in captured.err
     assert sorted(Path.cwd().rglob("*")) == before
+
+
+def test_a_mapping_is_not_replaced_by_an_option_of_a_group_of_its_name(tmp_path, monkeypatch):
+    (tmp_path / "configs/sampler").mkdir(parents=True)
+    (tmp_path / "configs/toy.yaml").write_text("sampler:\n  draws: 3\n")
+    monkeypatch.setattr(compose, "config_dir", lambda: tmp_path / "configs")
+    monkeypatch.setattr("flexgen.cli.help.config_dir", compose.config_dir)
+    assert compose.load_config("toy", ["sampler.draws=4"]).sampler.draws == 4
+    with pytest.raises(ConfigError, match=r"sampler: is 'chain'\. Set sampler\.<key>=value; sampler is no group of"):
+        compose.load_config("toy", ["sampler=chain"])
 
 
 def test_traceback_on_request():
