@@ -145,7 +145,9 @@ class TableMarginals:
             for node, weight in zip(nodes.tolist(), (weights / weights.sum()).tolist(), strict=True):
                 values = self._components_to_data(latents.means + latents.sds * node)
                 total += weight * (latents.log_weights.exp() * (values - mean[..., None]) ** 2).sum(-1)
-            out[:, maps.numeric] = total.sqrt()
+            masses = maps.level_masses(latents.log_weights, latents.means, latents.sds)
+            exact = (masses * (maps.level_values - mean[..., None]) ** 2).sum(-1)
+            out[:, maps.numeric] = torch.where(maps.is_ordinal, exact, total).sqrt()
         return out
 
     def _components_to_data(self, y: Tensor) -> Tensor:
