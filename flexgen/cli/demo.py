@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
+from scipy.sparse.csgraph import connected_components
 from sklearn.exceptions import ConvergenceWarning
 
 from flexgen import rng
@@ -22,7 +24,7 @@ from flexgen.metrics import ImputationError, classifier_two_sample_test
 from flexgen.plots import compare_rows
 from flexgen.query import Query
 from flexgen.table_model import TableModel
-from samplers import GibbsSampler, any_order
+from samplers import GibbsSampler, any_order, scans
 
 __all__ = ["run"]
 
@@ -46,8 +48,9 @@ def run(config: DictConfig) -> None:
     model.save_pretrained(output / "model")
 
     conditional = model.conditional()
-    sampler = GibbsSampler(conditional, scan=build(config.sampler.scan))
-    chains = sampler.run(
+    blocks = _blocks(train, config.sampler.block_correlation)
+    console.print(f"Gibbs over {len(blocks)} blocks of columns; {_named(blocks, model.schema.names)}")
+    chains = GibbsSampler(conditional, scan=scans.blocked(blocks)).run(
         chains=config.sampler.chains,
         draws=config.sampler.draws,
         warmup=config.sampler.warmup,
@@ -58,14 +61,15 @@ def run(config: DictConfig) -> None:
     joint = model.schema.decode(chains.draws.flatten(0, 1))
     write_table(joint, output / "joint.csv")
     last = model.schema.decode(chains.draws[-1])  # one row a chain: independent of each other
-    compare_rows(df, last, config.columns).savefig(output / "pairs.png", dpi=110)
+    spaced = model.schema.decode(chains.draws[:: config.sampler.picture_every].flatten(0, 1))
+    compare_rows(df, spaced, config.columns).savefig(output / "pairs.png", dpi=90)
 
     report: dict[str, Any] = {
         "data": name,
         "fit_seconds": round(fit_seconds, 1),
         "members": model.report.weights,
         "imputation": _imputation(model, train.mask(gaps), test, config),
-        "two_sample_auc": _two_sample(model, last, test, config),
+        "two_sample_auc": _two_sample(model, last, train, test, config),
         "chains": {"rhat": chains.rhat().tolist(), "ess_bulk": chains.ess().tolist(), "columns": model.schema.names},
         "incompatibility": _order_gap(model, test, config),
     }
@@ -78,6 +82,19 @@ def _split(df: pd.DataFrame, test_share: float, seed: int) -> tuple[pd.DataFrame
     order = torch.randperm(len(df), generator=rng.stream(seed, "split")).numpy()
     cut = int(len(df) * (1 - test_share))
     return df.iloc[order[:cut]].reset_index(drop=True), df.iloc[order[cut:]].reset_index(drop=True)
+
+
+def _blocks(df: pd.DataFrame, least: float) -> list[list[int]]:
+    """Columns tied by a rank correlation of at least `least`, together: updated one by one they would mix slowly."""
+    codes = df.apply(lambda c: c if pd.api.types.is_numeric_dtype(c) else c.astype("category").cat.codes)
+    tied = codes.astype(float).rank().corr().abs().fillna(0.0).to_numpy() >= least
+    count, label = connected_components(tied)
+    return [np.flatnonzero(label == i).tolist() for i in range(count)]
+
+
+def _named(blocks: list[list[int]], names: Sequence[str]) -> str:
+    joint = [" + ".join(names[j] for j in block) for block in blocks if len(block) > 1]
+    return "together: " + "; ".join(joint) if joint else "each column on its own"
 
 
 def _imputation(model: TableModel, train: pd.DataFrame, test: pd.DataFrame, config: DictConfig) -> dict[str, Any]:
@@ -140,10 +157,13 @@ def _iterative_imputer(model: TableModel, train: pd.DataFrame, gapped: pd.DataFr
     return out
 
 
-def _two_sample(model: TableModel, gibbs: pd.DataFrame, test: pd.DataFrame, config: DictConfig) -> dict[str, str]:
+def _two_sample(
+    model: TableModel, gibbs: pd.DataFrame, train: pd.DataFrame, test: pd.DataFrame, config: DictConfig
+) -> dict[str, str]:
     """Whether boosted trees can tell sampled rows from held-out ones: 0.5 is the best there is."""
     count = len(test)
-    shuffled = test.apply(lambda column: column.sample(frac=1, random_state=0).to_numpy())
+    # Of other rows: a value that stands in both sets would give its row away.
+    shuffled = pd.DataFrame({c: train[c].sample(count, random_state=i).to_numpy() for i, c in enumerate(train)})
     rows = {
         "Gibbs": gibbs.iloc[:count],
         "chain rule": model.sample(count, generator=config.seed),
