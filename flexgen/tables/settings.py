@@ -15,8 +15,8 @@ class TableSettings:
     """Settings of `TableModel.fit`.
 
     Args:
-        num_networks: masked networks of a large table, each with its own part of the rows held out; a small table has one
-            for each fold. 0: exact members only.
+        num_networks: masked networks of a large table, each with its own part of the rows held out; a small table
+            has one for each fold. 0: exact members only.
         num_steps: updates of a network, fewer if `patience` runs out.
         batch_size: rows an update.
         optimizer, lr, muon_lr, weight_decay, muon_weight_decay, grad_clip, ema_decay: see `TrainingSettings`.

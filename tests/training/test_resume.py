@@ -113,7 +113,8 @@ def test_a_resume_that_forgets_something_is_seen(
         fresh_average = None if state.ema is None else dict(state.ema.average)
         whole(state, *args)
         if forgotten == "optimizer":
-            state.optimizer.state.clear()
+            for optimizer in state.optimizers:
+                optimizer.state.clear()
         elif forgotten == "ema":
             state.ema.average.update({name: torch.zeros_like(value) for name, value in fresh_average.items()})
         else:
