@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from flexgen.space import Site as Site
     from flexgen.space import Space as Space
     from flexgen.table_model import TableModel as TableModel
+    from flexgen.tables.settings import TableSettings as TableSettings
 
 __version__ = "0.1.0"
 
@@ -32,8 +33,9 @@ _LAZY = {
     "Site": "flexgen.space",
     "Space": "flexgen.space",
     "TableModel": "flexgen.table_model",
+    "TableSettings": "flexgen.tables.settings",
 }
-_SUBMODULES = frozenset({"exact", "networks", "training", "data", "metrics", "plots", "rng", "errors"})
+_SUBMODULES = frozenset({"exact", "networks", "training", "tables", "data", "metrics", "plots", "rng", "errors"})
 
 __all__ = ["__version__", *sorted(_LAZY), *sorted(_SUBMODULES)]
 

@@ -70,7 +70,9 @@ class TableImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # ty
         check_is_fitted(self)
         frame = self._frame(X, reset=False)
         filled = self.model_.impute(frame.drop(columns=self.empty_), method=self.method, generator=self.draw_seed_)
-        filled = filled.assign(**{name: frame[name].astype(float).fillna(0.0) for name in self.empty_})[list(frame)]
+        for name in self.empty_:
+            filled[name] = frame[name].astype(float).fillna(0.0)
+        filled = filled[list(frame)]
         return filled if isinstance(X, pd.DataFrame) else filled.to_numpy(np.float64)
 
     def _frame(self, X: Any, *, reset: bool) -> pd.DataFrame:

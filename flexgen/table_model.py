@@ -256,8 +256,8 @@ class TableModel:
             parts.append(
                 any_order.log_prob(self._conditional, values, some, orders=num_orders, generator=streams).cpu()
             )
-        values = torch.cat(parts).numpy() if parts else np.zeros(0)
-        return pd.Series(values, df.index, name="log_prob")
+        nats = torch.cat(parts).numpy() if parts else np.zeros(0)
+        return pd.Series(nats, df.index, name="log_prob")
 
     def marginals(
         self, df: pd.DataFrame, columns: Sequence[str] | None = None, *, quantiles: Sequence[float] = (0.05, 0.5, 0.95)
