@@ -20,6 +20,7 @@ from sklearn.exceptions import ConvergenceWarning
 from flexgen import rng
 from flexgen.cli.compose import build
 from flexgen.cli.files import write_table
+from flexgen.cli.parameters import table_settings
 from flexgen.metrics import ImputationError, classifier_two_sample_test
 from flexgen.plots import compare_rows
 from flexgen.query import Query
@@ -34,7 +35,7 @@ def run(config: DictConfig) -> None:
     console = Console()
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
-    name, df = str(config.data.get("name") or config.data.path), build(config.data)
+    name, df = str(config.data.get("name") or config.data.path), build(config.data, at="data")
     train, test = _split(df, config.test_share, config.seed)
     gaps = rng.uniform(train.shape, generator=rng.stream(config.seed, "gaps")).numpy() < config.missing
     console.print(
@@ -42,7 +43,9 @@ def run(config: DictConfig) -> None:
         f"{len(test)} rows held out; {df.shape[1]} columns"
     )
     clock = time.perf_counter()
-    model = TableModel.fit(train.mask(gaps), settings=build(config.settings), law=build(config.law), seed=config.seed)
+    model = TableModel.fit(
+        train.mask(gaps), settings=table_settings(config), law=build(config.law, at="law"), seed=config.seed
+    )
     fit_seconds = time.perf_counter() - clock
     console.print(f"fitted in {fit_seconds:.0f} s: {model}")
     model.save_pretrained(output / "model")

@@ -45,6 +45,7 @@ class Column:
         levels: ordinal: the values, increasing; constant: the value; real: the atoms.
         edges: ordinal: the latents between neighbouring levels.
         offset, step: lattice: value = offset + step * integer.
+        decimals: lattice: decimal places of its values, -1 if they are no short decimals.
         unit_mass: lattice: report probability masses (whole numbers) instead of masses over the step (densities).
         knots_x, knots_y, slopes: of the spline y = g^-1(x).
         flats: real: latent (lower, upper) of each atom.
@@ -58,6 +59,7 @@ class Column:
     edges: tuple[float, ...] = ()
     offset: float = 0.0
     step: float = 0.0
+    decimals: int = -1
     unit_mass: bool = False
     knots_x: tuple[float, ...] = ()
     knots_y: tuple[float, ...] = ()
@@ -155,6 +157,7 @@ def _fit_knots(x: np.ndarray, name: str, step: float, offset: float, integer: bo
         levels=atoms,
         offset=offset,
         step=step,
+        decimals=_decimals(offset, step),
         unit_mass=integer,
         knots_x=tuple(knots_x.tolist()),
         knots_y=tuple(knots_y.tolist()),
@@ -238,6 +241,15 @@ def _without_spikes(
         knots_x = np.r_[knots_x[0] - least, knots_x, knots_x[-1] + least]
         knots_y = np.r_[knots_y[0] - 0.5, knots_y, knots_y[-1] + 0.5]
     return knots_x, knots_y
+
+
+def _decimals(offset: float, step: float, most: int = 9) -> int:
+    """The fewest decimal places that write offset and step, or -1."""
+    for places in range(most + 1):
+        scaled = np.array([offset, step]) * 10.0**places
+        if step and np.allclose(scaled, np.round(scaled), rtol=0, atol=1e-6):
+            return places
+    return -1
 
 
 def _lattice_step(values: np.ndarray) -> float:

@@ -95,6 +95,8 @@ class ColumnMaps(nn.Module):
         if len(self.smooth):
             values = splines.inverse(self._knots, y[:, self.smooth].T).T
             snapped = self.offset + torch.round((values - self.offset) / self._positive_step) * self.step
+            decimal = torch.round(snapped * self.decimal_scale) / self.decimal_scale  # 2.9, not 2.9000000000000004
+            snapped = torch.where(self.decimal_scale > 0, decimal, snapped)
             x[:, self.smooth] = torch.where(self.step > 0, snapped, values)
         if len(self.ordinal):
             latents = y[:, self.ordinal].T.contiguous()  # [O, B]
@@ -141,6 +143,7 @@ class ColumnMaps(nn.Module):
             self._numbers(name, rows, (len(columns), most))
         self._numbers("step", [c.step for c in columns])
         self._numbers("offset", [c.offset for c in columns])
+        self._numbers("decimal_scale", [10.0**c.decimals if c.decimals >= 0 else 0.0 for c in columns])
         self._numbers("log_cell_width", [0.0 if c.unit_mass or not c.step else c.step for c in columns])
         self.log_cell_width = torch.where(self.log_cell_width > 0, self.log_cell_width, 1.0).log()
         most = max((len(c.levels) for c in columns), default=0)

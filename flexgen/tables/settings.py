@@ -64,10 +64,18 @@ class TableSettings:
             ("small_steps", 1),
             ("batch_size", 1),
             ("restarts", 1),
+            ("width", 1),
+            ("small_width", 1),
+            ("depth", 0),
+            ("small_depth", 0),
+            ("num_components", 1),
             ("small_rows", 0),
         ):
             if getattr(self, name) < least:
                 raise ConfigError(name, f"is {getattr(self, name)}", f"Pass at least {least}.")
+        for name in ("dropout", "small_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(name, f"is {getattr(self, name)}", "Pass a number in [0, 1).")
         if not self.ridges or min(self.ridges) <= 0:
             raise ConfigError("ridges", f"is {self.ridges}", "Pass positive numbers.")
         if any(k < 1 for k in self.classes):

@@ -75,9 +75,14 @@ def identity(
         "settings": fixed,
         "data": fingerprint(data),
         "held-out data": {} if held_out is None else fingerprint(held_out),
-        "objective": {"name": named.__qualname__},
+        "objective": {"name": named.__qualname__} | _described(objective),
         "network": {"trainable weights": sum(w.numel() for w in network.parameters() if w.requires_grad)},
     }
+
+
+def _described(objective: Objective) -> dict[str, str]:
+    """Its repr, where it was written to say what the objective is rather than where it lies in memory."""
+    return {} if type(objective).__repr__ in (object.__repr__, FunctionType.__repr__) else {"is": repr(objective)}
 
 
 @dataclass
