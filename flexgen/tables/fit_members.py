@@ -14,7 +14,7 @@ from flexgen.tables.members import ClassMixture, DenseGaussian
 __all__ = ["fit_class_mixture", "fit_dense_gaussian"]
 
 _LEAST_VARIANCE = 1e-6
-_DENSE_STEPS, _DENSE_TOLERANCE = 20, 1e-3  # EM; largest change of a mean, in standard deviations
+_DENSE_STEPS, _DENSE_TOLERANCE = 20, 1e-3  # EM; largest change of a mean or covariance, in standard deviations
 _CLASS_STEPS, _CLASS_TOLERANCE = 100, 1e-3  # EM; gain in nats a row
 _MARGINALISED_STEPS = 10  # of EM, where entries are missing
 _LLOYD_STEPS = 10
@@ -39,10 +39,12 @@ def fit_dense_gaussian(layout: FeatureLayout, y: Tensor, codes: Tensor, *, ridge
         for _ in range(_DENSE_STEPS):
             law = NormalMixture(one, mean, _ridged(covariance, max(ridge, 1e-3)))
             _, filled, missing, pattern = law.condition(z, observed)
-            _, new_mean, covariance = _weighted_moments(filled, everyone, (missing, pattern))
-            change = (new_mean - mean).abs().max()
-            mean = new_mean
-            if change < _DENSE_TOLERANCE:
+            _, new_mean, new_covariance = _weighted_moments(filled, everyone, (missing, pattern))
+            scale = covariance.diagonal(dim1=-2, dim2=-1).clamp_min(_LEAST_VARIANCE).sqrt()  # [1, F]
+            shift = ((new_mean - mean) / scale).abs().max()
+            turn = ((new_covariance - covariance) / (scale[..., None] * scale[:, None])).abs().max()
+            mean, covariance = new_mean, new_covariance
+            if max(shift, turn) < _DENSE_TOLERANCE:
                 break
     return DenseGaussian(layout, NormalMixture(one, mean, _ridged(covariance, ridge)))
 
