@@ -149,7 +149,7 @@ class TableModel:
             for number in range(num_draws):
                 filled = x.clone()
                 rows = x.isnan().any(1).nonzero()[:, 0]
-                for some in rows.split(batch_size):
+                for some in rows.split(batch_size) if len(rows) else ():
                     filled[some] = self._fill(x[some], method, rng.Streams(rng.key(seed, "impute", number), some))
                     bar.update(len(some))
                 frames.append(self._merged(df, filled))

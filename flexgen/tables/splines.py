@@ -18,7 +18,7 @@ _TINY = 1e-300
 def knot_slopes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """dy/dx at the knots: geometric means of the neighbouring secants, the nearer one weighing more.
 
-    One-sided at the ends, and beside a jump (two knots at one x).
+    One-sided at the ends, and beside a jump (two knots at one x); the mean slope where both sides are missing.
     """
     width = np.diff(x)
     jump = width <= 0
@@ -29,7 +29,8 @@ def knot_slopes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     share = before / (before + after + _TINY)
     log_slope = right * share + left * (1 - share)
     log_slope = np.where(np.isnan(log_slope), np.where(np.isnan(left), right, left), log_slope)
-    return np.exp(np.nan_to_num(log_slope, nan=0.0))
+    overall = np.log((y[-1] - y[0]) / (x[-1] - x[0]))  # in the units of the data, as every slope
+    return np.exp(np.nan_to_num(log_slope, nan=overall))
 
 
 def value_and_log_slope(knots: tuple[Tensor, Tensor, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:

@@ -156,7 +156,7 @@ def trained() -> TableConditional:
 def test_conditionals_are_learned_at_the_rate_of_n(trained: TableConditional) -> None:
     """2n KL of the unrestricted maximum-likelihood table is chi-squared with d = 143 degrees of freedom (Wilks), and
     the mean over uniform orders of one site's KL is the N-th part. 5 % of the rows are held out, and the exact member
-    and the network are smoother than the table. False alarm 1e-4; the Gaussian alone, a linear model, is beyond the bound.
+    and the network are smoother than the table. False alarm 1e-4; the Gaussian alone, a linear model, is beyond.
     """
     bound = stats.chi2.ppf(1 - 1e-4, math.prod(CATEGORIES) - 1) / (2 * 0.95 * 3000) / len(CATEGORIES)
     assert excess(trained) < bound
