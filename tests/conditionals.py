@@ -5,6 +5,7 @@ To add one, append a `Case` to `CASES`: a name, a function that builds it (small
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -15,6 +16,9 @@ from torch import Tensor
 from flexgen import exact
 from flexgen.conditional import Conditional
 from flexgen.query import Query
+from flexgen.space import Site, Space
+from flexgen.tables import TableConditional, TableSettings, fit_table
+from samplers.laws import power_cardinality
 
 __all__ = ["CASES", "Case", "generator", "random_queries", "random_x"]
 
@@ -30,7 +34,8 @@ class Case:
         chain: ``"any"`` if the chain rule holds in every order (a joint exists), ``"stated"`` if `log_prob` takes
             ``order=`` and agrees with its own single-target answers in that order.
         tolerance: nats by which two evaluations of one question may differ, from the arithmetic's precision.
-        half_width: real sites: the quadrature runs from -half_width to half_width, which must hold all mass.
+        half_width: real sites: the quadrature runs from -half_width to half_width, which must hold all mass; integer
+            sites: so does the enumeration.
     """
 
     name: str
@@ -54,6 +59,7 @@ def random_x(case: Case, num_rows: int, *, seed: int = 1) -> Tensor:
         else torch.randn(num_rows, generator=source, dtype=torch.float64)
         for site in space.sites
     ]
+    columns = [c.round() if site.kind == "integer" else c for c, site in zip(columns, space.sites, strict=True)]
     return torch.stack(columns, dim=-1)  # N of [B] -> [B, N]
 
 
@@ -86,9 +92,28 @@ def _tables() -> exact.ConditionalTables:
     return exact.ConditionalTables([noise[site] / noise[site].sum(site, keepdim=True) for site in range(4)])
 
 
+@functools.cache
+def _table(seed: int = 8) -> TableConditional:
+    """A real, an integer and two categorical columns; a Gaussian, class mixtures and one network, pooled."""
+    source = generator(seed)
+    z = torch.randn(150, 3, generator=source, dtype=torch.float64).cumsum(1) / torch.tensor([1.0, 2.0, 3.0])
+    noise = torch.randn(150, 2, generator=source, dtype=torch.float64)
+    kind, flag = (z[:, 1] + noise[:, 0] > 0).double() + (z[:, 2] > 0.3), (z[:, 0] > 0.5 * noise[:, 1]).double()
+    space = Space((Site("real", name="a"), Site("categorical", 3), Site("integer", name="b"), Site("categorical", 2)))
+    x = torch.stack([z[:, 0], kind, (8 * z[:, 2]).round(), flag], dim=1)
+    settings = TableSettings(
+        num_networks=1, num_steps=12, small_width=16, small_depth=1, num_components=3, restarts=1, classes=(2,)
+    )
+    conditional, _ = fit_table(x, space, power_cardinality(), settings, seed=0, progress=False)
+    assert [column.kind for column in conditional.maps.columns] == ["real", "categorical", "lattice", "categorical"]
+    return conditional
+
+
 CASES = [
     Case("joint-table", lambda: exact.JointTable.random((2, 3, 2, 2), generator=generator(7))),
     Case("conditional-tables", _tables, queries="complete"),
     Case("gaussian", _gaussian),
     Case("gaussian-mixture", _mixture),
+    # The network computes in float32.
+    Case("table", _table, chain="stated", tolerance=1e-5, half_width=40.0),
 ]

@@ -48,7 +48,8 @@ def one_row(query: Query, row: int) -> Query:
 def enumerate_answers(case: Case, x: Tensor, query: Query) -> tuple[list[Tensor], Tensor]:
     """Points of each target of one row ``[n_t]``, and the probability of every combination ``[n_1, .., n_T]``.
 
-    Categorical sites give all codes; real sites the midpoints of equal cells, whose volume is multiplied in.
+    Categorical sites give all codes, integer sites all numbers within `half_width`; real sites the midpoints of equal
+    cells, whose volume is multiplied in.
     """
     model = case.make()
     targets = query.target.nonzero().flatten().tolist()
@@ -57,6 +58,8 @@ def enumerate_answers(case: Case, x: Tensor, query: Query) -> tuple[list[Tensor]
         categories = model.space.sites[site].num_categories
         if categories:
             points.append(torch.arange(categories, dtype=x.dtype))
+        elif model.space.sites[site].kind == "integer":
+            points.append(torch.arange(-case.half_width, case.half_width + 1, dtype=x.dtype))
         else:
             cell = 2 * case.half_width / NUM_POINTS
             points.append(-case.half_width + cell * (torch.arange(NUM_POINTS, dtype=x.dtype) + 0.5))
@@ -89,9 +92,9 @@ def check_draws_match_log_prob(case: Case) -> None:
         expected = probability.double()
         for axis, site in enumerate(query.target.nonzero().flatten().tolist()):
             values = draws[:, site].contiguous()
-            if case.make().space.sites[site].num_categories:
+            if case.make().space.sites[site].kind != "real":
                 cell_of_point = torch.arange(len(points[axis]))
-                cell_of_draw = values.long()
+                cell_of_draw = (values - points[axis][0]).long()
             else:  # cells of about equal probability, whose borders are borders of the quadrature
                 others = [a for a in range(expected.ndim) if a != axis]
                 mass = probability.double().sum(others) if others else probability.double()
