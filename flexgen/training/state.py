@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -81,8 +82,10 @@ def identity(
 
 
 def _described(objective: Objective) -> dict[str, str]:
-    """Its repr, where it was written to say what the objective is rather than where it lies in memory."""
-    return {} if type(objective).__repr__ in (object.__repr__, FunctionType.__repr__) else {"is": repr(objective)}
+    """Its repr, where it was written to say what the objective is; a part without one is named by its class."""
+    if type(objective).__repr__ in (object.__repr__, FunctionType.__repr__):
+        return {}
+    return {"is": re.sub(r"<[\w.<>]*?(\w+) object at 0x[0-9a-fA-F]+>", r"\1", repr(objective))}
 
 
 @dataclass
