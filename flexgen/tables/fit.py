@@ -114,7 +114,8 @@ def fit_table(
         groups["networks"] = networks
         log_probs["networks"] = torch.cat([e.log_probs(layout, [n]) for e, n in zip(job.exams, networks, strict=True)])
         report.held_out["one network"] = job.mean_score(log_probs["networks"])
-    log_weights = pool_weights(torch.stack(list(log_probs.values())), job.asked)  # [M, N]
+    kinds = [columns for columns in (maps.numeric, maps.categorical) if len(columns)]
+    log_weights = pool_weights(torch.stack(list(log_probs.values())), job.asked, kinds=kinds)  # [M, N]
     report.weights = dict(zip(groups, log_weights.exp().mean(1).tolist(), strict=True))
     pooled = (torch.stack(list(log_probs.values())) + log_weights[:, None]).logsumexp(0)
     report.held_out["pool"] = job.mean_score(pooled)
@@ -206,8 +207,8 @@ class _Job:
                 num_steps=num_steps,
                 batch_size=batch_size,
                 optimizer=settings.optimizer,
-                lr=settings.lr,
-                muon_lr=settings.muon_lr,
+                lr=settings.small_lr if self.is_small else settings.lr,
+                muon_lr=settings.small_muon_lr if self.is_small else settings.muon_lr,
                 weight_decay=settings.weight_decay,
                 muon_weight_decay=settings.muon_weight_decay,
                 betas=(0.9, 0.999),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -10,30 +13,37 @@ __all__ = ["pool_weights"]
 _EM_STEPS = 200
 
 
-def pool_weights(log_probs: Tensor, asked: Tensor, *, prior_entries: float = 100.0) -> Tensor:
-    """log weights ``[M, N]`` of a linear pool, each column's shrunk towards those of the whole table.
+def pool_weights(
+    log_probs: Tensor, asked: Tensor, *, kinds: Sequence[Tensor] | None = None, prior_entries: float = 100.0
+) -> Tensor:
+    """log weights ``[M, N]`` of a linear pool, each column's shrunk towards those of its kind of column.
 
-    EM for the weights of a mixture with known components. First one set of weights for all columns, then each
+    EM for the weights of a mixture with known components. First one set of weights for all columns of a kind, then each
     column's own with a Dirichlet prior of `prior_entries` entries centred there.
 
     Args:
         log_probs: ``[M, E, N]``, log p of held-out entries under each member.
         asked: bool ``[E, N]``, the entries that were asked for.
+        kinds: int64 column numbers of each kind; default: all columns are of one.
         prior_entries: strength of the prior.
     """
     num_members, _, num_columns = log_probs.shape
-    if num_members == 1:
-        return log_probs.new_zeros(1, num_columns)
-    weights = log_probs.new_full((num_members,), 1.0 / num_members)
-    together = log_probs[:, asked]  # [M, number asked]
+    if kinds is None:
+        kinds = [torch.arange(num_columns)]
+    log_weights = log_probs.new_full((num_members, num_columns), -math.log(num_members))
+    for columns in kinds:
+        chosen = log_probs[:, :, columns][:, asked[:, columns]]  # [M, number asked]
+        centre = _mixture_weights(chosen, log_probs.new_full((num_members,), 0.5))
+        for j in columns.tolist():
+            own = log_probs[:, asked[:, j], j]
+            log_weights[:, j] = _mixture_weights(own, prior_entries * centre).log()
+    return log_weights
+
+
+def _mixture_weights(log_probs: Tensor, prior_counts: Tensor) -> Tensor:
+    """EM for mixture weights ``[M]`` under ``[M, n]`` component log-probabilities and Dirichlet pseudo-counts."""
+    weights = prior_counts / prior_counts.sum()
     for _ in range(_EM_STEPS):
-        shares = (together + weights.log()[:, None]).softmax(0).sum(1)
-        weights = (shares + 0.5) / (shares.sum() + 0.5 * num_members)
-    columns = []
-    for j in range(num_columns):
-        own, mine = log_probs[:, asked[:, j], j], weights
-        for _ in range(_EM_STEPS):
-            shares = (own + mine.log()[:, None]).softmax(0).sum(1)
-            mine = (shares + prior_entries * weights) / (shares.sum() + prior_entries)
-        columns.append(mine)
-    return torch.stack(columns, 1).log()
+        counts = (log_probs + weights.log()[:, None]).softmax(0).sum(1) + prior_counts
+        weights = counts / counts.sum()
+    return weights

@@ -21,7 +21,8 @@ class TableSettings:
         batch_size: rows an update.
         optimizer, lr, muon_lr, weight_decay, muon_weight_decay, grad_clip, ema_decay: see `TrainingSettings`.
         width, depth, dropout, num_components: of the network; see `MaskedTableNetwork`.
-        small_steps, small_width, small_depth, small_dropout: the same for tables up to `small_rows` rows.
+        small_steps, small_lr, small_muon_lr, small_width, small_depth, small_dropout: the same for tables of up to
+            `small_rows` rows.
         small_rows: tables up to this many rows are cross-fitted in five parts, and get class mixtures as members.
         ridges: candidates for the Gaussian's shrinkage.
         classes: candidates for the number of classes of the mixtures.
@@ -46,6 +47,8 @@ class TableSettings:
     num_components: int = 10
     dropout: float = 0.1
     small_steps: int = 300
+    small_lr: float = 3e-4
+    small_muon_lr: float = 5e-4
     small_width: int = 128
     small_depth: int = 2
     small_dropout: float = 0.2
