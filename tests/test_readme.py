@@ -1,0 +1,51 @@
+"""README's code runs, and the demo leaves what README says."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import flexgen as fg
+from flexgen import table_model
+from flexgen.cli.main import main
+
+PAGE = (Path(__file__).parents[1] / "README.md").read_text()
+TINY = fg.TableSettings(small_steps=2, small_width=8, small_depth=1, restarts=1, classes=(2,), ridges=(0.1,))
+
+
+def test_the_code_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    monkeypatch.setattr(table_model, "TableSettings", lambda: TINY)
+    names: dict[str, object] = {}
+    exec(code.replace("chains=64, draws=200, warmup=50", "chains=4, draws=10, warmup=1"), names)
+    assert isinstance(names["model"], fg.TableModel)
+    assert names["chains"].draws.shape == (10, 4, 11)
+
+
+def test_the_pages_it_links_to_exist() -> None:
+    root = Path(__file__).parents[1]
+    links = re.findall(r"\]\(([^)#:]+)\)", PAGE)
+    assert len(links) > 8
+    assert [link for link in links if not (root / link).exists()] == []
+
+
+def test_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny = ["small_steps=2", "model.small_width=8", "restarts=1", "classes=[2]", "ridges=[0.1]"]
+    owner = {"small_steps": "training"}
+    settings = [f"{owner.get(o.split('=')[0], 'model')}.{o.removeprefix('model.')}" for o in tiny]
+    sampler = ["sampler.chains=40", "sampler.draws=8", "sampler.warmup=1", "sampler.picture_every=4"]
+    assert main(["demo", f"output={tmp_path / 'demo'}", "data=iris", "num_orders=2", *settings, *sampler]) == 0
+    report = json.loads((tmp_path / "demo/report.json").read_text())
+    assert set(report["imputation"]) == {"flexgen", "IterativeImputer", "mean / mode"}
+    assert report["incompatibility"]["sd_over_orders"] > 0
+    assert all(value > 0.9 for value in report["chains"]["rhat"])
+    rows = pd.read_csv(tmp_path / "demo/joint.csv")
+    assert rows.shape == (320, 5)
+    assert set(rows["target"]) <= {"setosa", "versicolor", "virginica"}
+    assert (tmp_path / "demo/pairs.png").stat().st_size > 10_000
+    assert len(fg.TableModel.from_pretrained(tmp_path / "demo/model").sample(3)) == 3
+    assert "Incompatibility: log p(row) varies by" in capsys.readouterr().out
