@@ -142,6 +142,7 @@ class TableModel:
             raise DataError("method", f"is {method!r}", "Choose 'mean', 'mode' or 'draw'.")
         if num_draws < 1 or (num_draws > 1 and method != "draw"):
             raise DataError("num_draws", f"is {num_draws} with method {method!r}", "Pass 1, or method='draw'.")
+        _require_positive("batch_size", batch_size)
         x = self.schema.encode(df)
         seed = rng.seed_from(generator) if method == "draw" else 0
         frames = []
@@ -194,6 +195,7 @@ class TableModel:
         """
         if num_rows < 0:
             raise DataError("num_rows", f"is {num_rows}", "Pass 0 or more.")
+        _require_positive("batch_size", batch_size)
         if (scan is None) != (num_sweeps == 0):
             raise DataError(
                 "num_sweeps", f"is {num_sweeps} with scan {scan}", "Pass a scan and at least one sweep, or neither."
@@ -245,6 +247,8 @@ class TableModel:
             generator: of the orders.
             batch_size: rows computed at once.
         """
+        _require_positive("batch_size", batch_size)
+        _require_positive("num_orders", num_orders)
         x = self.schema.encode(df)
         query = self._query(df, x, target, observed)
         source = rng.seed_from(generator)
@@ -267,12 +271,17 @@ class TableModel:
         Args:
             df: rows.
             columns: which to describe, treated as missing in every row; default: the missing entries as they are.
-            quantiles: of numeric columns.
+            quantiles: of numeric columns, each between 0 and 1.
 
         Returns:
             Column -> frame with ``mean``, ``sd`` and the quantiles, or the probability of every level. By default a
             row per row in which the column is missing.
         """
+        if isinstance(columns, str):
+            raise DataError("columns", f"is the string {columns!r}", f"Pass a list, [{columns!r}].")
+        outside = [q for q in quantiles if not 0 < q < 1]
+        if outside:
+            raise DataError("quantiles", f"holds {outside[0]}", "Pass numbers between 0 and 1.")
         x = self.schema.encode(df)
         observed = ~x.isnan()
         chosen = [self.schema.position(name, argument="columns") for name in columns or self.schema.names]
@@ -400,7 +409,11 @@ class TableModel:
         if isinstance(chosen, str):
             raise DataError(argument, f"is the string {chosen!r}", f"Pass a list, [{chosen!r}].")
         if isinstance(chosen, pd.DataFrame):
-            chosen = chosen.rename(columns=str)[list(self.schema.names)].to_numpy(bool)
+            chosen = chosen.rename(columns=str)
+            absent = [name for name in self.schema.names if name not in chosen]
+            if absent:
+                raise DataError(argument, f"lacks the column {absent[0]!r}", "Pass booleans for every column.")
+            chosen = chosen[list(self.schema.names)].to_numpy(bool)
         if isinstance(chosen, np.ndarray):
             if chosen.dtype != bool or chosen.shape != (len(df), len(self.schema.columns)):
                 raise DataError(
@@ -413,6 +426,11 @@ class TableModel:
         for name in chosen:
             sites[self.schema.position(name, argument=argument)] = True
         return sites
+
+
+def _require_positive(argument: str, number: int) -> None:
+    if number < 1:
+        raise DataError(argument, f"is {number}", "Pass at least 1.")
 
 
 def _require_moderate(schema: TableSchema, x: Tensor) -> None:

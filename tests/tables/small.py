@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pandas as pd
 
 from flexgen.tables import TableSettings
 
-__all__ = ["EXACT", "NETWORK", "mixed_table", "with_gaps"]
+__all__ = ["EXACT", "LONGER", "NETWORK", "mixed_table", "with_gaps"]
 
 EXACT = TableSettings(num_networks=0, restarts=1, classes=(2,), ridges=(1e-2,))
 """Exact members alone."""
@@ -19,6 +20,9 @@ NETWORK = TableSettings(
     ridges=(1e-2,), small_rows=0,
 )  # fmt: skip
 """One network on one fold."""
+
+LONGER = replace(NETWORK, num_steps=60)
+"""For a test that kills a fit."""
 
 
 def mixed_table(num_rows: int = 150, *, seed: int = 0) -> pd.DataFrame:
