@@ -243,7 +243,7 @@ def planted(num_entries: int, weight: float) -> tuple[Tensor, Tensor]:
 def test_planted_weights_are_recovered(weight: float) -> None:
     """The maximum-likelihood weight has variance 1 / (n I), with I the information by a sum over the draws; 5 sd."""
     log_probs, asked = planted(5000, weight)
-    found = float(pool_weights(log_probs, asked, prior_entries=0.0).exp()[0, 0])
+    found = float(pool_weights(log_probs, asked, prior_entries=1e-6).exp()[0, 0])
     p = log_probs.exp()[:, :, 0]
     score = (p[0] - p[1]) / (weight * p[0] + (1 - weight) * p[1])
     assert abs(found - weight) < 5 / math.sqrt(float(score.square().sum()))
@@ -265,7 +265,7 @@ def test_columns_have_weights_of_their_own_shrunk_towards_the_tables() -> None:
     better = torch.zeros(2, 100, 5, dtype=F)
     better[0, :, 0], better[1, :, 1:] = 2.0, 2.0
     asked = torch.ones(100, 5, dtype=torch.bool)
-    shares = [float(pool_weights(better, asked, prior_entries=p).exp()[0, 0]) for p in (0.0, 10.0, 100.0, 1e6)]
+    shares = [float(pool_weights(better, asked, prior_entries=p).exp()[0, 0]) for p in (1e-6, 10.0, 100.0, 1e6)]
     assert shares[0] > 0.99
     assert sorted(shares, reverse=True) == shares
     together = pool_weights(better, asked, prior_entries=1e9).exp()
@@ -278,3 +278,17 @@ def test_columns_have_weights_of_their_own_shrunk_towards_the_tables() -> None:
         rtol=1e-5,
         atol=1e-9,
     )
+
+
+def test_columns_are_shrunk_towards_their_own_kind() -> None:
+    """Columns 0 and 1 want member 0, the others member 1; as kinds of their own each keeps its wish under any prior."""
+    better = torch.zeros(2, 100, 5, dtype=F)
+    better[0, :, :2], better[1, :, 2:] = 2.0, 2.0
+    asked = torch.ones(100, 5, dtype=torch.bool)
+    kinds = [torch.tensor([0, 1]), torch.tensor([2, 3, 4])]
+    apart = pool_weights(better, asked, kinds=kinds, prior_entries=1e6).exp()
+    together = pool_weights(better, asked, prior_entries=1e6).exp()
+    assert (apart[0, :2] > 0.99).all()
+    assert (apart[1, 2:] > 0.99).all()
+    assert (together[0] < 0.5).all()
+    torch.testing.assert_close(apart.sum(0), torch.ones(5, dtype=F))
