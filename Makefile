@@ -2,7 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-export OMP_NUM_THREADS ?= 2
+# One thread each: the matrices are small, and two processes of two threads on two cores are far slower than of one.
+export OMP_NUM_THREADS ?= 1
+export MKL_NUM_THREADS ?= 1
 
 .PHONY: help setup demo test lint format slow bench clean
 .DEFAULT_GOAL := help
@@ -23,10 +25,10 @@ demo: $(READY)  ## Learn a real table, sample its joint by Gibbs, leave pictures
 	$(BIN)/flexgen demo
 
 test: lint  ## Lint, types and the default test tier
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: $(READY)  ## The long tests as well
-	$(BIN)/python -m pytest -m "slow or not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu"
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -42,7 +42,7 @@ def pool_weights(
 
 def _mixture_weights(log_probs: Tensor, prior_counts: Tensor) -> Tensor:
     """EM for mixture weights ``[M]`` under ``[M, n]`` component log-probabilities and Dirichlet pseudo-counts."""
-    weights = prior_counts / prior_counts.sum()
+    weights = torch.full_like(prior_counts, 1.0 / len(prior_counts))
     for _ in range(_EM_STEPS):
         counts = (log_probs + weights.log()[:, None]).softmax(0).sum(1) + prior_counts
         weights = counts / counts.sum()
