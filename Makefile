@@ -6,7 +6,7 @@ READY := .venv/.ready
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test lint format slow bench clean
+.PHONY: help setup demo test lint format slow clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets

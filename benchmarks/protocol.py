@@ -83,6 +83,8 @@ def score(table: Table, imputed: list[pd.DataFrame]) -> dict[str, tuple[float, f
 
 
 def summarise(values: list[float]) -> tuple[float, float]:
+    if not np.isfinite(values).all():  # a held-out value that a model holds impossible
+        return float(np.mean(values)), 0.0
     return float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))
 
 

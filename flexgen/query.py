@@ -163,6 +163,14 @@ class Query:
             order = torch.arange(self.num_sites, device=self.device)
         if order.ndim > target.ndim:
             target, observed = target.expand(len(order), -1), observed.expand(len(order), -1)
+        if order.shape[-1] != self.num_sites or bool(
+            (order.sort(-1).values != torch.arange(self.num_sites, device=self.device)).any()
+        ):
+            raise QueryError(
+                "order",
+                f"has shape {tuple(order.shape)} and rows that are no permutation of the {self.num_sites} sites",
+                f"Every row names each of 0 to {self.num_sites - 1} once.",
+            )
         order = order.expand(target.shape)
         visited = target.gather(-1, order)  # [.., N] whether the site visited at each place is a target
         step_of_place = visited.long().cumsum(-1) - 1

@@ -120,7 +120,9 @@ def resolve(generator: Randomness | int | None, device: torch.device | str = "cp
 def seed_from(generator: Randomness | int | None) -> int:
     """A seed drawn from `generator`, from which keyed streams can be derived."""
     if isinstance(generator, Streams):
-        return key(generator.seed, "seed", generator.counter)
+        generator.counter += 1
+        names = hashlib.blake2b(generator.rows.cpu().numpy().tobytes(), digest_size=8).hexdigest()
+        return key(generator.seed, "seed", generator.counter - 1, names)
     if isinstance(generator, int):
         return generator
     source = resolve(generator)

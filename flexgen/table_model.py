@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -309,6 +310,7 @@ class TableModel:
         }
         tensors = {name: t.detach().cpu().contiguous() for name, t in self._conditional.state_dict().items()}
         save_file(tensors, folder / ".model.partial")
+        config["model_sha256"] = _sha256(folder / ".model.partial")  # so that files of two models do not mix
         (folder / ".config.partial").write_text(json.dumps(config, indent=1))
         (folder / ".model.partial").replace(folder / "model.safetensors")
         (folder / ".config.partial").replace(folder / "config.json")
@@ -339,6 +341,8 @@ class TableModel:
         try:
             schema = TableSchema.from_dict(config["schema"])
             conditional = conditional_from_config(config["conditional"], schema.space)
+            if config["model_sha256"] != _sha256(folder / "model.safetensors"):
+                raise ValueError("model.safetensors is not the file that config.json was saved with")
             tensors = load_file(folder / "model.safetensors")
             conditional.load_state_dict(tensors)
         except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
@@ -372,12 +376,15 @@ class TableModel:
         return torch.where(missing, filled.cpu(), x)
 
     def _merged(self, df: pd.DataFrame, filled: Tensor) -> pd.DataFrame:
-        """The caller's frame with this model's columns replaced where they had gaps."""
+        """The caller's frame with its gaps filled; present entries keep their very values."""
         decoded = self.schema.decode(filled, df.index)
         gaps = [name for name in df.columns if str(name) in self.schema.names and df[name].isna().any()]
         merged = df.copy()
         for name in gaps:
-            merged[name] = decoded[str(name)]
+            guess, own = decoded[str(name)], df[name]
+            if pd.api.types.is_numeric_dtype(guess.dtype) and guess.dtype != own.dtype:
+                own = own.astype(guess.dtype) if not own.isna().any() else own.astype("Float64").astype(float)
+            merged[name] = guess.where(df[name].isna(), own)
         return merged
 
     def _given(self, given: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -442,6 +449,11 @@ def _require_moderate(schema: TableSchema, x: Tensor) -> None:
         low, high = present.min(), present.max()
         if max(-low, high) > _MOST_MAGNITUDE or 0 < high - low < 1 / _MOST_MAGNITUDE:
             raise DataError(f"column {name!r}", f"runs from {low:g} to {high:g}, too far for float64", "Rescale it.")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _describe(

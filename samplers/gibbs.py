@@ -21,7 +21,7 @@ class GibbsSampler(ChainSampler):
 
     Caveats: learned conditionals are in general incompatible. The chain (a *pseudo-Gibbs* sampler, or dependency
     network) then converges to a law that depends on the scan and need not have any of the conditionals
-    (``flexgen.compatibility.stationary`` computes it for tables). `MetropolisSampler` corrects towards a given energy.
+    (``flexgen.exact.kernels.stationary`` computes it for tables). `MetropolisSampler` corrects towards a given energy.
 
     Cost: one evaluation of all chains for every free site and sweep.
 

@@ -5,7 +5,7 @@ A sweep updates every free site once (the random scan: as many updates as there 
 different sites, each row visits its own free sites only, and a sweep costs as many evaluations as the freest row needs.
 
 For *compatible* conditionals every scan leaves the joint invariant. For incompatible ones each scan has a law of its
-own (``flexgen.compatibility.stationary``), so the scan is part of the model, not a matter of speed.
+own (``flexgen.exact.kernels.stationary``), so the scan is part of the model, not a matter of speed.
 """
 
 from __future__ import annotations

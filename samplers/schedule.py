@@ -184,7 +184,8 @@ class _Places:
         """The uniform numbers of this step, float64 ``[B]``; drawn for several steps at once, which is far cheaper."""
         block, place = divmod(self._step - 1, self.UNIFORMS_AT_ONCE)
         if block != self._block:
-            self._move_to(2 * block * self.UNIFORMS_AT_ONCE + 1)
+            # Half a stride on, where no step that draws for itself begins.
+            self._move_to(2 * block * self.UNIFORMS_AT_ONCE + 1, offset=self.STRIDE // 2)
             shape = (self.num_rows, self.UNIFORMS_AT_ONCE)
             self._uniforms = rng.uniform(shape, generator=self.generator, dtype=torch.float64).T.contiguous()
             self._block, self._logits = block, None
@@ -197,9 +198,9 @@ class _Places:
             self._logits = self._uniforms.logit()
         return self._logits[(self._step - 1) % self.UNIFORMS_AT_ONCE]
 
-    def _move_to(self, place: int) -> None:
+    def _move_to(self, place: int, *, offset: int = 0) -> None:
         if isinstance(self.generator, Streams):
-            self.generator.counter = self._start + place * self.STRIDE
+            self.generator.counter = self._start + place * self.STRIDE + offset
 
 
 def _answer(conditional: Conditional, x: Tensor, step: Step, places: _Places) -> Tensor:

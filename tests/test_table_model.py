@@ -322,3 +322,24 @@ def test_a_killed_fit_resumes_bit_for_bit(tmp_path: Path) -> None:
     resumed = TableModel.fit(table, settings=LONGER, checkpoint_dir=tmp_path, resume=True, progress=False)
     assert killed_at.name < latest_checkpoint(folder).name
     assert_same_model(resumed, TableModel.fit(table, settings=LONGER, progress=False))
+
+
+def test_files_of_two_models_do_not_mix(model: TableModel, frame: pd.DataFrame, tmp_path: Path) -> None:
+    """Of one structure, so that only the hash tells them apart."""
+    other = TableModel.fit(frame, settings=EXACT, seed=1)
+    model.save_pretrained(tmp_path / "one")
+    TableModel.fit(frame.sample(frac=1, random_state=0), settings=EXACT).save_pretrained(tmp_path / "two")
+    other.save_pretrained(tmp_path / "three")
+    (tmp_path / "two/model.safetensors").replace(tmp_path / "three/model.safetensors")
+    with pytest.raises(CheckpointError, match=r"do not fit together \(model.safetensors is not the file"):
+        TableModel.from_pretrained(tmp_path / "three")
+
+
+def test_present_entries_keep_their_very_values() -> None:
+    """Whole numbers beyond 2^53 are no float64."""
+    big = 2**60 + np.arange(40)
+    df = pd.DataFrame({"id": pd.array(big, dtype="Int64"), "x": np.random.default_rng(0).normal(size=40)})
+    df.loc[3, "id"] = pd.NA
+    filled = TableModel.fit(df, kinds={"id": "real"}, settings=EXACT).impute(df, "draw", generator=0)
+    present = df["id"].notna()
+    assert (filled["id"][present].astype("Int64") == df["id"][present]).all()

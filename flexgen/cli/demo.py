@@ -51,7 +51,7 @@ def run(config: DictConfig) -> None:
     model.save_pretrained(output / "model")
 
     conditional = model.conditional()
-    blocks = _blocks(train, config.sampler.block_correlation)
+    blocks = _blocks(train.mask(gaps), config.sampler.block_correlation)
     console.print(f"Gibbs over {len(blocks)} blocks of columns; {_named(blocks, model.schema.names)}")
     chains = GibbsSampler(conditional, scan=scans.blocked(blocks)).run(
         chains=config.sampler.chains,

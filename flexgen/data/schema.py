@@ -51,7 +51,15 @@ class ColumnSchema:
                 levels, ordered = _sorted_levels(column), False
             if not levels:
                 raise DataError(f"column {name!r}", "has no value at all", "Drop it, or give it a categorical dtype.")
-            return cls(name, kind, str(column.dtype), tuple(_plain(level) for level in levels), ordered)
+            levels = [_plain(level) for level in levels]
+            foreign = [level for level in levels if not isinstance(level, str | int | float | bool)]
+            if foreign:
+                raise DataError(
+                    f"column {name!r}",
+                    f"has levels of type {type(foreign[0]).__name__}, which no checkpoint can hold",
+                    f"Convert them: df[{name!r}].astype(str).",
+                )
+            return cls(name, kind, str(column.dtype), tuple(levels), ordered)
         if not types.is_numeric_dtype(column.dtype):
             raise DataError(
                 "kinds",

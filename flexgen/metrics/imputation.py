@@ -44,6 +44,9 @@ class ImputationError(Metric):
             )
         known = ~truth.isnan()
         where = where & known
+        if bool((imputed.isnan() & where).any()):
+            row, column = (int(i) for i in (imputed.isnan() & where).nonzero()[0])
+            raise DataError("imputed", f"is NaN at row {row}, column {column}", "Fill every entry that `where` marks.")
         truth, imputed = truth.double().nan_to_num(), imputed.double()
         self.squares += torch.where(where, (imputed - truth) ** 2, 0.0).sum(0)
         self.hits += (where & (imputed == truth)).sum(0)

@@ -10,11 +10,14 @@ from torch import Tensor, nn
 from flexgen.conditional import MarginalConditional
 from flexgen.query import Query
 from flexgen.space import Space
-from flexgen.tables.latents import LatentMarginals, pool
+from flexgen.tables.latents import LatentMarginals, concatenated, pool
 from flexgen.tables.maps import ColumnMaps
 from flexgen.tables.marginals import TableMarginals
+from flexgen.tables.members import ClassMixture
 
 __all__ = ["TableConditional"]
+
+_COVARIANCE_ENTRIES = 1 << 26  # half a gigabyte of float64
 
 
 class TableConditional(nn.Module, MarginalConditional):
@@ -52,10 +55,20 @@ class TableConditional(nn.Module, MarginalConditional):
         observed = query.expand(len(x)).observed
         x = torch.where(observed, x.double(), 0.0)  # nothing unobserved is read
         y, codes = self.maps(x), x[:, self.maps.categorical]
-        answers = [member(y, codes, observed).double() for member in self.members] or [self._nothing(y)]
-        log_weights = self.log_weights if len(self.members) else self.log_weights.new_zeros(1, x.shape[1])
-        weights = log_weights[:, self.maps.numeric], log_weights[:, self.maps.categorical]
-        return TableMarginals(self.maps, pool(answers, weights))
+        if not len(self.members):
+            return TableMarginals(self.maps, self._nothing(y))
+        weights = self.log_weights[:, self.maps.numeric], self.log_weights[:, self.maps.categorical]
+        parts = [
+            pool([member(y[rows], codes[rows], observed[rows]).double() for member in self.members], weights)
+            for rows in self._chunks(len(x))
+        ]
+        return TableMarginals(self.maps, concatenated(parts))
+
+    def _chunks(self, num_rows: int) -> list[slice]:
+        """Rows at once, so that conditional covariances ``[rows, K, F, F]`` stay within bounds."""
+        each = max((m.law.precisions.numel() for m in self.members if isinstance(m, ClassMixture)), default=1)
+        size = max(1, _COVARIANCE_ENTRIES // max(each, 1))
+        return [slice(start, start + size) for start in range(0, max(num_rows, 1), size)]
 
     @staticmethod
     def _nothing(y: Tensor) -> LatentMarginals:

@@ -66,7 +66,8 @@ class Exam:
     @classmethod
     def of(cls, rows: LatentRows, law: MaskLaw, *, seed: int, fold: int) -> Exam:
         rows = rows[torch.arange(min(len(rows), _MOST_ROWS)).repeat(_DRAWS)]
-        draw = law.draw(rows.present, generator=rng.Streams(rng.key(seed, "exam", fold), len(rows)))
+        streams = rng.Streams(rng.key(seed, "exam", fold), len(rows))
+        draw = law.draw(rows.present, generator=streams, x=rows.x)
         return cls(rows, draw.query.observed, draw.query.target)
 
     @torch.no_grad()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
-__all__ = ["LatentMarginals", "pool"]
+__all__ = ["LatentMarginals", "concatenated", "pool"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +29,13 @@ class LatentMarginals:
         return LatentMarginals(
             self.log_weights.double(), self.means.double(), self.sds.double(), self.log_probs.double()
         )
+
+
+def concatenated(parts: Sequence[LatentMarginals]) -> LatentMarginals:
+    """Answers to some rows, and to some more, as one."""
+    if len(parts) == 1:
+        return parts[0]
+    return LatentMarginals(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(LatentMarginals)))
 
 
 def pool(members: Sequence[LatentMarginals], log_weights: tuple[Tensor, Tensor]) -> LatentMarginals:

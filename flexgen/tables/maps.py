@@ -116,6 +116,8 @@ class ColumnMaps(nn.Module):
             log_slope = splines.value_and_log_slope(self._knots, values.T)[1].T
             has_density = (upper == lower)[:, self.smooth]
             log_probs[:, self.smooth] += torch.where(has_density, log_slope, 0.0) - self.log_cell_width
+        if len(self.ordinal):
+            log_probs[:, self.ordinal] = log_probs[:, self.ordinal].masked_fill(self._off_level(x), -torch.inf)
         return log_probs
 
     def level_masses(self, log_weights: Tensor, means: Tensor, sds: Tensor) -> Tensor:
@@ -127,6 +129,25 @@ class ColumnMaps(nn.Module):
             below = torch.special.ndtr((self.edges[:, :, None] - centre) / scale)  # [B, O, L+1, K]
             masses[:, self.ordinal] = (weights.exp() * below.diff(dim=2)).sum(-1)
         return masses
+
+    def is_atom(self, values: Tensor) -> Tensor:
+        """bool ``[B, S]``: values of real columns that hold a mass."""
+        found = torch.zeros_like(values, dtype=torch.bool)
+        found[:, self.smooth] = (values[:, self.smooth, None] == self.atoms).any(-1)
+        return found
+
+    def heaviest_atom(self, log_weights: Tensor, means: Tensor, sds: Tensor) -> tuple[Tensor, Tensor]:
+        """The largest mass of an atom, and that atom, ``[B, S]`` each; mass 0 for columns without."""
+        mass, atom = torch.zeros_like(means[..., 0]), torch.zeros_like(means[..., 0])
+        if self.atoms.shape[1]:
+            weights, centre, scale = (
+                t[:, self.smooth, None, None] for t in (log_weights, means, sds)
+            )  # [B, M, 1, 1, K]
+            below = torch.special.ndtr((self.flats[..., None] - centre) / scale)  # [B, M, A, 2, K]
+            masses = (weights.exp() * below.diff(dim=3)).sum((-2, -1)).nan_to_num(0.0)  # [B, M, A]
+            mass[:, self.smooth], place = masses.max(-1)
+            atom[:, self.smooth] = self.atoms.gather(1, place.T).T.nan_to_num(0.0)
+        return mass, atom
 
     # Buffers ----------------------------------------------------------------------------------------------------------
 
@@ -190,6 +211,12 @@ class ColumnMaps(nn.Module):
             hit = values == atom
             lower, upper = torch.where(hit, flat[:, 0], lower), torch.where(hit, flat[:, 1], upper)
         return lower, upper
+
+    def _off_level(self, x: Tensor) -> Tensor:
+        """bool ``[B, O]``: values of ordinal columns that are none of the levels, up to rounding."""
+        values, levels = x[:, self.numeric[self.ordinal]].double(), self.level_values[self.ordinal]  # [B, O], [O, L]
+        nearest = levels.T.gather(0, self._nearest_level(values))
+        return (values - nearest).abs() > 1e-9 * levels.abs().amax(1)
 
     def _nearest_level(self, values: Tensor) -> Tensor:
         """int64 ``[B, O]``; 0 for NaN."""

@@ -35,11 +35,13 @@ class TableMarginals:
     def log_prob(self, x: Tensor) -> Tensor:
         """``[B, N]``; not a number where x is not."""
         maps, latents = self.maps, self.latents
-        out = x.new_zeros(x.shape, dtype=torch.float64)
+        # A constant column has probability one at its constant.
+        out = torch.where((x == maps.constants) | x.isnan(), 0.0, -torch.inf).double()
         if len(maps.numeric):
             out[:, maps.numeric] = maps.log_prob(x, latents.log_weights, latents.means, latents.sds)
         if len(maps.categorical):
-            codes = x[:, maps.categorical].nan_to_num(0.0).long()  # [B, J]
+            most = self.latents.log_probs.shape[-1] - 1
+            codes = x[:, maps.categorical].nan_to_num(0.0, 0.0, 0.0).clamp(0, most).long()  # [B, J]; unread places vary
             log_probs = latents.log_probs.gather(-1, codes[..., None]).squeeze(-1)
             out[:, maps.categorical] = torch.where(x[:, maps.categorical].isnan(), torch.nan, log_probs)
         return out
@@ -58,7 +60,7 @@ class TableMarginals:
         return out
 
     def sample_site(self, site: int | Tensor, *, generator: Randomness) -> Tensor:
-        """Draws of one site a row, ``[B]``: a Gibbs step's need, at the cost of one column where rows agree on it."""
+        """Draws of one site a row, ``[B]``: a Gibbs step's need; draws one column only where rows agree on it."""
         if isinstance(site, Tensor):
             return self.sample(generator=generator).gather(1, site[:, None]).squeeze(1)
         latents, maps = self.latents, self.maps
@@ -95,7 +97,9 @@ class TableMarginals:
         return out
 
     def mode(self) -> Tensor:
-        """``[B, N]``: the most probable category or level; of other columns the component mean of highest density."""
+        """``[B, N]``: the most probable category or level; of other columns an atom with more than half of the mass, or
+        else the component mean of highest density.
+        """
         maps, latents = self.maps, self.latents
         out = maps.constants.repeat(len(latents.means), 1)
         if len(maps.numeric):
@@ -105,8 +109,11 @@ class TableMarginals:
                 x = out.clone()
                 x[:, maps.numeric] = peaks[..., k]
                 density = maps.log_prob(x, latents.log_weights, latents.means, latents.sds)
+                density = density.masked_fill(maps.is_atom(peaks[..., k]), -torch.inf)  # a mass is no density
                 best = torch.where(density > height, peaks[..., k], best)
                 height = torch.maximum(density, height)
+            mass, atom = maps.heaviest_atom(latents.log_weights, latents.means, latents.sds)
+            best = torch.where(mass > 0.5, atom, best)
             masses = maps.level_masses(latents.log_weights, latents.means, latents.sds)
             levels = maps.level_values.gather(-1, masses.argmax(-1).T).T  # [B, S]
             out[:, maps.numeric] = torch.where(maps.is_ordinal, levels, best)

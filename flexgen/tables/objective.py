@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 
+from flexgen.errors import ConfigError
 from flexgen.laws import MaskLaw
 from flexgen.rng import Randomness
 from flexgen.tables.maps import ColumnMaps
@@ -25,6 +26,7 @@ class LatentRows:
         codes: ``[n, J]``.
         lower, upper: the latents' cells ``[n, S]``.
         present: bool ``[n, N]``.
+        x: data ``[n, N]``, for laws that depend on values.
     """
 
     y: Tensor
@@ -32,22 +34,23 @@ class LatentRows:
     lower: Tensor
     upper: Tensor
     present: Tensor
+    x: Tensor
 
     @classmethod
     def of(cls, maps: ColumnMaps, x: Tensor) -> LatentRows:
         """Args: x, data ``[n, N]``."""
         lower, upper = maps.cells(x)
-        return cls(maps(x), x[:, maps.categorical], lower, upper, ~x.isnan())
+        return cls(maps(x), x[:, maps.categorical], lower, upper, ~x.isnan(), x)
 
     def __len__(self) -> int:
         return len(self.present)
 
     def __getitem__(self, rows: Tensor) -> LatentRows:
-        return LatentRows(self.y[rows], self.codes[rows], self.lower[rows], self.upper[rows], self.present[rows])
+        return LatentRows(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     def to_data(self) -> TensorData:
         """For `train`: float32, and zero where missing, where nothing is read."""
-        floats = {"y": self.y, "codes": self.codes, "lower": self.lower, "upper": self.upper}
+        floats = {"y": self.y, "codes": self.codes, "lower": self.lower, "upper": self.upper, "x": self.x}
         return TensorData(
             {**{k: torch.where(v.isnan(), 0.0, v).float() for k, v in floats.items()}, "present": self.present}
         )
@@ -64,7 +67,9 @@ class TableLikelihood:
         self.law = law
 
     def __call__(self, network: nn.Module, batch: Mapping[str, Tensor], generator: Randomness) -> Tensor:
-        draw = self.law.draw(batch["present"], generator=generator)
+        draw = self.law.draw(batch["present"], generator=generator, x=batch["x"])
+        if draw.kept is not None or draw.replaced is not None:
+            raise ConfigError("law", f"is {self.law!r}, which corrupts what is shown", "Pass a law that only hides.")
         query = draw.query
         values = batch["y"], batch["codes"]
         numeric, coded = network.log_prob(*values, query.observed, batch["lower"], batch["upper"])  # type: ignore[operator]

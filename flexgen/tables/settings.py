@@ -10,6 +10,9 @@ from flexgen.errors import ConfigError
 __all__ = ["TableSettings"]
 
 
+_MOST_NETWORKS = 20  # each holds out a twentieth of the rows
+
+
 @dataclass(frozen=True)
 class TableSettings:
     """Settings of `TableModel.fit`.
@@ -76,6 +79,11 @@ class TableSettings:
         ):
             if getattr(self, name) < least:
                 raise ConfigError(name, f"is {getattr(self, name)}", f"Pass at least {least}.")
+        for name in ("lr", "muon_lr", "small_lr", "small_muon_lr"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(name, f"is {getattr(self, name)}", "Pass a number above 0.")
+        if self.num_networks > _MOST_NETWORKS:
+            raise ConfigError("num_networks", f"is {self.num_networks}", f"Pass at most {_MOST_NETWORKS}.")
         for name in ("dropout", "small_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(name, f"is {getattr(self, name)}", "Pass a number in [0, 1).")

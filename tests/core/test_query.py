@@ -75,6 +75,14 @@ def test_chain_of_rows_with_different_queries_and_orders():
             seen |= set(target)
 
 
+@pytest.mark.parametrize("order", [[0, 0, 2], [0, 1], [1, 2, 3]])
+def test_an_order_that_is_no_permutation_is_refused(order):
+    with pytest.raises(
+        QueryError, match=r"order: has shape .* no permutation of the 3 sites. Every row names each of 0"
+    ):
+        next(fg.Query.of([0, 1], num_sites=3).chain(torch.tensor(order)))
+
+
 def test_one_order_a_row_turns_one_query_into_a_batch():
     query = fg.Query.of([0, 1], num_sites=2)
     first, second = query.chain(torch.tensor([[0, 1], [1, 0]]))

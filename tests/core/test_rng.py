@@ -44,6 +44,13 @@ def test_state_resumes():
     assert torch.equal(rng.uniform((10,), generator=streams), rng.uniform((10,), generator=again))
 
 
+def test_seeds_drawn_from_streams_differ_by_draw_and_by_rows():
+    streams, others = rng.Streams(7, 10), rng.Streams(7, torch.arange(10, 20))
+    seeds = [rng.seed_from(streams), rng.seed_from(streams), rng.seed_from(others)]
+    assert len(set(seeds)) == 3
+    assert rng.seed_from(rng.Streams(7, 10)) == seeds[0]
+
+
 def test_streams_refuse_another_number_of_rows():
     with pytest.raises(FlexgenError, match=r"generator: has 3 streams, but \(4, 2\) numbers were asked for"):
         rng.uniform((4, 2), generator=rng.Streams(0, 3))

@@ -27,6 +27,13 @@ def test_imputation_error_by_hand():
         metric.update(imputed[:1], truth, where)
 
 
+def test_an_imputation_with_gaps_is_refused():
+    metric = ImputationError(fg.Space.real(1))
+    gap, truth = torch.tensor([[1.0], [torch.nan]]), torch.zeros(2, 1)
+    with pytest.raises(DataError, match=r"imputed: is NaN at row 1, column 0\. Fill every entry"):
+        metric.update(gap, truth, torch.ones(2, 1, dtype=torch.bool))
+
+
 def frames(rng, n, shift):
     make = lambda s: pd.DataFrame(  # noqa: E731
         {"a": rng.normal(size=n) + s, "b": rng.choice(["x", "y", "z"], n), "c": rng.integers(0, 4, n)}

@@ -160,7 +160,7 @@ def test_there_and_back(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NUMERIC)
-def test_far_outside_everything_is_finite(name: str) -> None:
+def test_far_outside_the_data_latents_are_finite_and_only_levels_are_impossible(name: str) -> None:
     x = draw(name)
     low, high = np.nanmin(x), np.nanmax(x)
     far = torch.tensor([low - s * (high - low) for s in (1, 1e3)] + [high + s * (high - low) for s in (1, 1e3)])
@@ -169,7 +169,8 @@ def test_far_outside_everything_is_finite(name: str) -> None:
     y = maps(data)
     assert torch.isfinite(y).all()
     assert (y.diff(dim=0)[2:] >= 0).all()
-    assert torch.isfinite(maps.log_prob(data, *mixture_of(maps, 4))).all()
+    log_prob = maps.log_prob(data, *mixture_of(maps, 4))
+    assert (log_prob == -torch.inf).all() if maps.is_ordinal.all() else torch.isfinite(log_prob).all()
     assert torch.isfinite(maps.inverse(torch.tensor([[-100.0], [100.0]], dtype=torch.float64))).all()
 
 
@@ -293,3 +294,13 @@ def test_draws_of_one_site_follow_the_same_law() -> None:
         gap = np.searchsorted(ours, at, "right") / len(ours) - np.searchsorted(theirs, at, "right") / len(theirs)
         assert np.abs(gap).max() < math.sqrt(math.log(2e6) / 2 / len(ours))
     assert stats.binomtest(int(one(1).sum()), 2000, 0.8).pvalue > 1e-6
+
+
+def test_masses_of_whole_numbers_sum_to_one_over_all_of_them() -> None:
+    """Also over those between and beyond the levels, which never occurred."""
+    x = np.repeat([0.0, 2.0, 4.0, 6.0], [10, 20, 15, 30])
+    maps = ColumnMaps([fit_column(x, integer=True)])
+    assert maps.is_ordinal.all()
+    values = torch.arange(-3.0, 12.0, dtype=torch.float64)[:, None]
+    total = maps.log_prob(values, *mixture_of(maps, len(values))).exp().sum()
+    torch.testing.assert_close(total, torch.tensor(1.0, dtype=torch.float64), rtol=0, atol=1e-9)
