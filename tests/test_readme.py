@@ -49,3 +49,9 @@ def test_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (tmp_path / "demo/pairs.png").stat().st_size > 10_000
     assert len(fg.TableModel.from_pretrained(tmp_path / "demo/model").sample(3)) == 3
     assert "Incompatibility: log p(row) varies by" in capsys.readouterr().out
+
+
+def test_no_placeholder_is_left() -> None:
+    root = Path(__file__).parents[1]
+    pages = [root / "README.md", root / "benchmarks/README.md", *root.glob("docs/**/*.md")]
+    assert [page.name for page in pages if "@@" in page.read_text()] == []
