@@ -84,6 +84,10 @@ class TableModel:
         Raises:
             DataError: nothing to learn from, or values that no column can hold; names the column and the fix.
         """
+        if settings is not None and not isinstance(settings, TableSettings):
+            raise DataError("settings", f"is a {type(settings).__name__}", "Pass a TableSettings(...).")
+        if law is not None and not isinstance(law, MaskLaw):
+            raise DataError("law", f"is {law!r}", "Pass a law of samplers.laws, such as laws.any_order().")
         schema = TableSchema.infer(df, kinds)
         x = schema.encode(df)
         x = x[~x.isnan().all(1)]  # a row without an entry teaches nothing
@@ -194,8 +198,10 @@ class TableModel:
             batch_size: rows computed at once.
             progress: show a bar.
         """
-        if num_rows < 0:
-            raise DataError("num_rows", f"is {num_rows}", "Pass 0 or more.")
+        if not isinstance(num_rows, int) or num_rows < 0:
+            raise DataError("num_rows", f"is {num_rows!r}", "Pass a whole number, 0 or more.")
+        if given is not None and not isinstance(given, Mapping):
+            raise DataError("given", f"is a {type(given).__name__}", "Pass a mapping, such as {'column': value}.")
         _require_positive("batch_size", batch_size)
         if (scan is None) != (num_sweeps == 0):
             raise DataError(

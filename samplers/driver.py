@@ -46,6 +46,14 @@ class ChainSampler(ABC):
     num_replicas = 1
 
     def __init__(self, conditional: Conditional, *, scan: Scan) -> None:
+        if not isinstance(conditional, Conditional):
+            raise FlexgenError(
+                "conditional",
+                f"is a {type(conditional).__name__}",
+                "Pass a conditional; of a model, model.conditional().",
+            )
+        if not isinstance(scan, Scan):
+            raise FlexgenError("scan", f"is {scan!r}", "Pass a scan of samplers.scans, such as scans.random().")
         self.conditional = conditional
         self.scan = scan
 

@@ -14,7 +14,7 @@ import pytest
 from flexgen.errors import ConfigError, DataError
 from flexgen.table_model import TableModel
 from flexgen.tables import TableSettings
-from samplers import scans
+from samplers import GibbsSampler, scans
 from tests.tables.small import EXACT, NETWORK, mixed_table
 
 N = 60
@@ -159,7 +159,7 @@ CALLS: dict[str, tuple[Callable[[TableModel, pd.DataFrame], Any], str]] = {
     "many means": (lambda m, d: m.impute(d, num_draws=3), "num_draws: is 3 with method 'mean'. Pass 1, or"),
     "no draws": (lambda m, d: m.impute(d, "draw", num_draws=0), "num_draws: is 0"),
     "no batch": (lambda m, d: m.impute(d.mask(d.notna()), batch_size=0), "batch_size: is 0. Pass at least 1."),
-    "fewer than no rows": (lambda m, _: m.sample(-1), "num_rows: is -1. Pass 0 or more."),
+    "fewer than no rows": (lambda m, _: m.sample(-1), "num_rows: is -1. Pass a whole number, 0 or more."),
     "sweeps of no scan": (lambda m, _: m.sample(1, num_sweeps=2), "num_sweeps: is 2 with scan None"),
     "a scan of no sweeps": (lambda m, _: m.sample(1, scan=scans.random()), "num_sweeps: is 0 with scan"),
     "given no column": (lambda m, _: m.sample(1, given={"color": 1}), "given: names 'color', which is no column"),
@@ -211,3 +211,20 @@ def test_no_warnings_are_left_to_the_caller() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fit(ODD["words and numbers"]()).sample(3)
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda f: TableModel.fit(f, settings={"num_networks": 1}), r"settings: is a dict. Pass a TableSettings"),
+        (lambda f: TableModel.fit(f, law="mdlm"), r"law: is 'mdlm'. Pass a law of samplers.laws"),
+        (lambda _: TableSettings(optimizer="sgd"), r"optimizer: is 'sgd'. Choose 'adamw' or 'muon'"),
+        (lambda _: TableSettings(amp="fp8"), r"amp: is 'fp8'. Choose 'auto'"),
+        (lambda _: TableSettings(small_lr=-1), r"small_lr: is -1"),
+        (lambda _: TableSettings(num_networks=21), r"num_networks: is 21. Pass at most 20"),
+        (lambda f: GibbsSampler(f, scan=scans.random()), r"conditional: is a DataFrame. Pass a conditional"),
+    ],
+)
+def test_things_of_the_wrong_kind_are_named(call: Any, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        call(pd.DataFrame({"a": range(20)}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,7 +60,7 @@ def run(config: DictConfig) -> None:
         warmup=config.sampler.warmup,
         thin=config.sampler.thin,
         generator=config.seed,
-        progress=True,
+        progress=sys.stderr.isatty(),
     )
     joint = model.schema.decode(chains.draws.flatten(0, 1))
     write_table(joint, output / "joint.csv")

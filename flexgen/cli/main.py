@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -80,6 +81,8 @@ def _run(words: Sequence[str], flags: Sequence[str]) -> int:
 
         print(OmegaConf.to_yaml(config), end="")
         return 0
+    # Before torch is there: small matrices gain nothing from more threads, and lose much where cores are shared.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     importlib.import_module(f"flexgen.cli.{command}").run(config)
     return 0

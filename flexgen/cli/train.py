@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from flexgen.cli.compose import build
 from flexgen.cli.files import require_file, require_free
 from flexgen.cli.parameters import convert, read, table_settings
+from flexgen.data.schema import TableSchema
 from flexgen.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def run(config: DictConfig) -> None:
         require_file(convert(chosen.data["path"], Path, "data.path"), argument="data.path")
     df = build(config.data, at="data")
 
+    TableSchema.infer(df, chosen.kinds)  # what is wrong with the table is said before anything is written
     if chosen.overwrite:
         shutil.rmtree(checkpoints, ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,9 @@ from flexgen.space import Kind, Site, Space
 __all__ = ["ColumnSchema", "TableSchema"]
 
 
+_MOST_LEVELS = 64  # of text whose values mostly occur once; beyond, it is refused unless it is declared a category
+
+
 @dataclass(frozen=True)
 class ColumnSchema:
     """One column.
@@ -42,6 +45,7 @@ class ColumnSchema:
 
         A float column whose present values are all whole is integer: pandas stores integers with gaps that way.
         """
+        kind_given = kind
         if kind is None:
             kind = _infer_kind(name, column)
         if kind == "categorical":
@@ -52,6 +56,13 @@ class ColumnSchema:
             if not levels:
                 raise DataError(f"column {name!r}", "has no value at all", "Drop it, or give it a categorical dtype.")
             levels = [_plain(level) for level in levels]
+            present = int(column.notna().sum())
+            if kind_given is None and len(levels) > _MOST_LEVELS and 2 * len(levels) > present:
+                raise DataError(
+                    f"column {name!r}",
+                    f"has {len(levels)} levels in {present} values: a name, a date or a number kept as text",
+                    "Drop it or convert it; or say kinds={%r: 'categorical'} if its levels recur." % name,  # noqa: UP031
+                )
             foreign = [level for level in levels if not isinstance(level, str | int | float | bool)]
             if foreign:
                 raise DataError(

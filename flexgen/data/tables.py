@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -45,9 +46,16 @@ def load_table(name: str) -> pd.DataFrame:
     return frame
 
 
-def read_table(path: str | Path) -> pd.DataFrame:
-    """A table from a ``.csv``, ``.tsv`` or ``.parquet`` file."""
-    path = Path(path)
+def read_table(path: str | Path, drop: Sequence[str] = ()) -> pd.DataFrame:
+    """A table from a ``.csv``, ``.tsv`` or ``.parquet`` file, without the columns in `drop`."""
+    frame = _read(Path(path))
+    absent = [name for name in drop if name not in frame]
+    if absent:
+        raise DataError("drop", f"names {absent[0]!r}, which is no column", f"Columns are {list(frame)}.")
+    return frame.drop(columns=list(drop))
+
+
+def _read(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise DataError("path", f"{str(path)!r} is no file", "Pass a .csv, .tsv or .parquet file.")
     if path.suffix == ".csv":

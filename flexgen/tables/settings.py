@@ -79,6 +79,10 @@ class TableSettings:
         ):
             if getattr(self, name) < least:
                 raise ConfigError(name, f"is {getattr(self, name)}", f"Pass at least {least}.")
+        if self.optimizer not in ("adamw", "muon"):
+            raise ConfigError("optimizer", f"is {self.optimizer!r}", "Choose 'adamw' or 'muon'.")
+        if self.amp not in (None, "auto", "bf16", "fp16"):
+            raise ConfigError("amp", f"is {self.amp!r}", "Choose 'auto', 'bf16', 'fp16' or None.")
         for name in ("lr", "muon_lr", "small_lr", "small_muon_lr"):
             if not getattr(self, name) > 0:
                 raise ConfigError(name, f"is {getattr(self, name)}", "Pass a number above 0.")

@@ -111,3 +111,18 @@ def test_tables_are_read_from_files(tmp_path, suffix):
     pd.testing.assert_frame_equal(read_table(path), frame)
     with pytest.raises(DataError, match=r"path: ends in '\.txt'"):
         read_table(path.rename(tmp_path / "iris.txt"))
+
+
+def test_text_that_mostly_occurs_once_is_refused_unless_declared():
+    names = pd.DataFrame({"day": [f"2020-{i // 28 + 1:02}-{i % 28 + 1:02}" for i in range(200)], "x": range(200)})
+    with pytest.raises(DataError, match=r"column 'day': has 200 levels in 200 values: a name, a date .* Drop it"):
+        TableSchema.infer(names)
+    assert TableSchema.infer(names, {"day": "categorical"}).space.num_categories == (200, 0)
+
+
+def test_columns_are_dropped_on_reading(tmp_path):
+    path = tmp_path / "iris.csv"
+    load_table("iris").to_csv(path, index=False)
+    assert list(read_table(path, drop=["target"])) == list(load_table("iris").columns[:4])
+    with pytest.raises(DataError, match="drop: names 'day', which is no column"):
+        read_table(path, drop=["day"])
