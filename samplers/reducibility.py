@@ -82,9 +82,7 @@ def watched(conditional: Conditional, watch: ReducibilityWatch | None) -> Condit
     )
 
 
-class _WatchedMarginals(MarginalConditional):
-    """Notes marginals as they pass."""
-
+class _Watched:
     def __init__(self, conditional: HasMarginals, watch: ReducibilityWatch) -> None:
         self._conditional = conditional
         self._watch = watch
@@ -92,6 +90,10 @@ class _WatchedMarginals(MarginalConditional):
     @property
     def space(self) -> Space:
         return self._conditional.space
+
+
+class _WatchedMarginals(_Watched, MarginalConditional):
+    """Notes marginals as they pass."""
 
     def marginals(self, x: Tensor, query: Query) -> Marginals:
         marginals = self._conditional.marginals(x, query)
@@ -100,16 +102,8 @@ class _WatchedMarginals(MarginalConditional):
         return marginals
 
 
-class _WatchedSampler:
+class _WatchedSampler(_Watched):
     """Asks for the marginals of a one-site query besides drawing its answer, where they can be had."""
-
-    def __init__(self, conditional: HasMarginals, watch: ReducibilityWatch) -> None:
-        self._conditional = conditional
-        self._watch = watch
-
-    @property
-    def space(self) -> Space:
-        return self._conditional.space
 
     def marginals(self, x: Tensor, query: Query) -> Marginals:
         return self._conditional.marginals(x, query)

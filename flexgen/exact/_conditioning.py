@@ -19,6 +19,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flexgen import rng
+from flexgen.query import Query
+from flexgen.rng import Randomness
+
 __all__ = ["Components", "Factored", "draw", "factor_groups", "log_evidence", "log_evidences", "site_moments"]
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -180,21 +184,19 @@ def site_moments(components: Components, x: Tensor, observed: Tensor) -> tuple[T
     return log_p, mean, torch.where(observed[:, None, :], 1.0, variance.clamp_min(tiny))
 
 
-def draw(
-    components: Components, x: Tensor, observed: Tensor, target: Tensor, *, component: Tensor, noise: Tensor
-) -> Tensor:
+def draw(components: Components, x: Tensor, query: Query, *, component: Tensor, generator: Randomness) -> Tensor:
     """x with the target drawn jointly given the observed sites, ``[B, N]``.
 
     Args:
         component: int64 ``[B]``, the Gaussian each row is drawn from.
-        noise: standard normal ``[B, N]``, one number a site, so that a row's draw depends on nothing but the row.
+        generator: gives one normal number a site, so that a row's draw depends on nothing but the row.
     """
-    out = x.clone()
-    for group in factor_groups(components, observed, target, component=component):
+    noise = rng.normal(x.shape, generator=generator, dtype=torch.float64)
+    filled = x.to(torch.float64, copy=True)
+    for group in factor_groups(components, query.observed, query.target, component=component):
         at = (group.rows[:, None], group.sites)  # the places of a permuted [b, n]
         mean = components.means[component[group.rows, None], group.sites]  # [b, n]
-        z = group.whiten(torch.where(group.is_observed, x[at] - mean, 0.0)[:, None, :])[:, 0]
+        z = group.whiten(torch.where(group.is_observed, filled[at] - mean, 0.0)[:, None, :])[:, 0]
         mixed = torch.where(group.is_observed, z, noise[at])
-        values = mean + (group.factor[:, 0] * mixed[:, None, :]).sum(-1)  # μ + L [z_C; ε]
-        out[at] = torch.where(group.is_observed, x[at], values)
-    return out
+        filled[at] = mean + (group.factor[:, 0] * mixed[:, None, :]).sum(-1)  # μ + L [z_C; ε]
+    return torch.where(query.target, filled.to(x.dtype), x)

@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flexgen import rng
 from flexgen.errors import FlexgenError
 from flexgen.exact import _conditioning
 from flexgen.exact.kernels import Block, as_block
@@ -74,12 +73,8 @@ class Gaussian:
         """x with the target drawn jointly from p(x_P | x_C); one normal number a site."""
         query = query.expand(len(x))
         self.space.validate(x, where=query.observed)
-        noise = rng.normal(x.shape, generator=generator, dtype=torch.float64)
         component = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        filled = _conditioning.draw(
-            self._components, x.double(), query.observed, query.target, component=component, noise=noise
-        )
-        return torch.where(query.target, filled.to(x.dtype), x)
+        return _conditioning.draw(self._components, x, query, component=component, generator=generator)
 
     def marginals(self, x: Tensor, query: Query) -> GaussianMixtureMarginals:
         """p(x_i | x_C) at every unobserved site: one normal law (K = 1)."""

@@ -121,11 +121,7 @@ class GaussianMixture:
         """x with the target drawn jointly: one uniform number a row for the component, one normal number a site."""
         query = query.expand(len(x))
         component = rng.categorical(self.log_responsibilities(x, query), generator=generator)  # [B]
-        noise = rng.normal(x.shape, generator=generator, dtype=torch.float64)
-        filled = _conditioning.draw(
-            self._components, x.double(), query.observed, query.target, component=component, noise=noise
-        )
-        return torch.where(query.target, filled.to(x.dtype), x)
+        return _conditioning.draw(self._components, x, query, component=component, generator=generator)
 
     def marginals(self, x: Tensor, query: Query) -> GaussianMixtureMarginals:
         """p(x_i | x_C) at every unobserved site: a mixture of K normal laws."""
