@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from flexgen._lazy import lazily
 
 if TYPE_CHECKING:
     from flexgen import exact as exact
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 # Public name -> module that holds it. Loaded on first use (PEP 562), so that `import samplers` stays light.
-_LAZY = {
+_MODULE_OF = {
     "CanSample": "flexgen.conditional",
     "Conditional": "flexgen.conditional",
     "HasLogProb": "flexgen.conditional",
@@ -37,16 +38,6 @@ _LAZY = {
 }
 _SUBMODULES = frozenset({"exact", "networks", "training", "tables", "data", "metrics", "plots", "rng", "errors"})
 
-__all__ = ["__version__", *sorted(_LAZY), *sorted(_SUBMODULES)]
+__all__ = ["__version__", *sorted(_MODULE_OF), *sorted(_SUBMODULES)]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
-    if name in _SUBMODULES:
-        return importlib.import_module(f"flexgen.{name}")
-    raise AttributeError(f"module 'flexgen' has no attribute {name!r}; its public names are {', '.join(__all__)}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazily(__name__, __all__, _MODULE_OF)

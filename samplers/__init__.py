@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from flexgen._lazy import lazily
 
 if TYPE_CHECKING:
     from samplers import any_order as any_order
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from samplers.tempering import TemperedConditional as TemperedConditional
 
 # Public name -> module that holds it. Loaded on first use (PEP 562), so that `import samplers` stays light.
-_LAZY = {
+_MODULE_OF = {
     "AnyOrder": "samplers.any_order",
     "ChainResult": "samplers.results",
     "ChainState": "samplers.results",
@@ -43,16 +44,6 @@ _LAZY = {
 }
 _SUBMODULES = frozenset({"any_order", "chains", "laws", "observers", "parallel", "scans", "tempering"})
 
-__all__ = sorted((*_LAZY, *_SUBMODULES))
+__all__ = sorted((*_MODULE_OF, *_SUBMODULES))
 
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
-    if name in _SUBMODULES:
-        return importlib.import_module(f"samplers.{name}")
-    raise AttributeError(f"module 'samplers' has no attribute {name!r}; its public names are {', '.join(__all__)}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazily(__name__, __all__, _MODULE_OF)
