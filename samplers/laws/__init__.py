@@ -11,37 +11,14 @@ field, which are short compositions of both:
 A draw holds one query a row and a weight; every loss is ``sum(weight * -log p(x_P | x_C))``.
 """
 
+from samplers.laws import named
 from samplers.laws.base import Exchangeable, Law, Support, Weight
 from samplers.laws.combine import Mixture, NonEmpty, Swap, Within
 from samplers.laws.corrupted import Corrupted
 from samplers.laws.frames import FrameGroups
 from samplers.laws.groups import Groups, Labels, Patches
 from samplers.laws.missingness import LogisticMissing, QuantileMissing
-from samplers.laws.named import (
-    any_order,
-    beit,
-    bert,
-    causal,
-    fdm,
-    mac,
-    mae,
-    mage,
-    maskgit,
-    mdlm,
-    power_cardinality,
-    sim_mim,
-    simformer,
-    simformer_tasks,
-    span_bert,
-    t5,
-    ul2,
-    uniform_cardinality,
-    vaeac_images,
-    vaeac_tables,
-    video_mae,
-    whole_word_bert,
-    xlnet,
-)
+from samplers.laws.named import *  # noqa: F403
 from samplers.laws.parts import Product, Tied
 from samplers.laws.rates import Beta, Cosine, Rate, TruncatedNormal, Uniform
 from samplers.laws.regions import Blocks, Box, Pattern, Rectangle
@@ -89,27 +66,5 @@ __all__ = [
     "UniformSize",
     "Weight",
     "Within",
-    "any_order",
-    "beit",
-    "bert",
-    "causal",
-    "fdm",
-    "mac",
-    "mae",
-    "mage",
-    "maskgit",
-    "mdlm",
-    "power_cardinality",
-    "sim_mim",
-    "simformer",
-    "simformer_tasks",
-    "span_bert",
-    "t5",
-    "ul2",
-    "uniform_cardinality",
-    "vaeac_images",
-    "vaeac_tables",
-    "video_mae",
-    "whole_word_bert",
-    "xlnet",
+    *named.__all__,
 ]
