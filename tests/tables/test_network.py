@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
@@ -20,6 +19,7 @@ from flexgen.tables.features import FeatureLayout
 from flexgen.tables.members import DenseGaussian
 from flexgen.tables.network import _standard_mixture
 from samplers.laws import power_cardinality
+from tests.enumerated import excess
 
 F = torch.float64
 
@@ -120,28 +120,6 @@ def joint() -> Tensor:
     return torch.softmax(torch.einsum("si,ij,sj->s", one_hot, coupling.triu(1), one_hot) + 0.6 * threefold, 0)
 
 
-def excess(conditional: TableConditional) -> float:
-    """E KL(p(x_i | x_C) || answer), nats: |C| uniform on 0..N-1, then C, then i outside C; by enumeration."""
-    p, states, num_sites = joint(), SPACE.states(), len(CATEGORIES)
-    table = p.view(CATEGORIES)
-
-    def marginal(kept: set[int]) -> Tensor:
-        summed = [i for i in range(num_sites) if i not in kept]
-        return (table.sum(summed, keepdim=True) if summed else table).expand_as(table).flatten()
-
-    total = 0.0
-    for size in range(num_sites):
-        for given in itertools.combinations(range(num_sites), size):
-            hidden = sorted(set(range(num_sites)) - set(given))
-            query = Query.of(hidden, given, num_sites=num_sites)
-            answer = conditional.marginals(states.double(), query).log_prob(states.double())
-            for i in hidden:
-                truth = (marginal({*given, i}) / marginal({*given})).log()
-                chance = 1 / num_sites / math.comb(num_sites, size) / len(hidden)
-                total += chance * float((p * (truth - answer[:, i])).sum())
-    return total
-
-
 @pytest.fixture(scope="module")
 def trained() -> TableConditional:
     picks = torch.multinomial(joint(), 3000, replacement=True, generator=source(61))
@@ -159,10 +137,10 @@ def test_conditionals_are_learned_at_the_rate_of_n(trained: TableConditional) ->
     and the network are smoother than the table. False alarm 1e-4; the Gaussian alone, a linear model, is beyond.
     """
     bound = stats.chi2.ppf(1 - 1e-4, math.prod(CATEGORIES) - 1) / (2 * 0.95 * 3000) / len(CATEGORIES)
-    assert excess(trained) < bound
+    assert excess(trained, joint()) < bound
     gaussian = next(m for m in trained.members if isinstance(m, MaskedTableNetwork)).base
     alone = TableConditional(SPACE, trained.maps, [gaussian], torch.zeros(1, len(CATEGORIES)))
-    assert excess(alone) > bound
+    assert excess(alone, joint()) > bound
 
 
 def test_the_chain_rule_sums_to_one_over_all_states(trained: TableConditional) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-
 import pytest
 import torch
 from scipy.stats import chi2
@@ -15,6 +12,7 @@ from flexgen.conditional import CategoricalMarginals
 from flexgen.errors import DataError, UnsupportedQueryError
 from flexgen.rng import Randomness
 from flexgen.training import MaskedLikelihood, TensorData, TrainingSettings, masked_likelihood, train
+from tests.enumerated import excess
 from tests.training import toy
 
 
@@ -119,30 +117,6 @@ def test_targets_may_be_shown_as_they_are_or_falsely() -> None:
         MaskedLikelihood(Corrupting())(Real(4), x, rng.Streams(0, 400))
 
 
-def excess(network: toy.ToyNetwork, num_sites: int) -> float:
-    """E KL(p(x_i | x_C) || network's), nats, by enumeration: |C| uniform on 0..N-1, then C, then i outside C."""
-    p, states = toy.joint(num_sites), Space.binary(num_sites).states()
-    table = p.view([2] * num_sites)
-
-    def marginal(kept: set[int]) -> Tensor:
-        """p of the kept sites at every state, ``[2^N]``."""
-        summed = [i for i in range(num_sites) if i not in kept]
-        return (table.sum(summed, keepdim=True) if summed else table).expand_as(table).flatten()
-
-    total = 0.0
-    for size in range(num_sites):
-        for given in itertools.combinations(range(num_sites), size):
-            hidden = sorted(set(range(num_sites)) - set(given))
-            query = Query.of(hidden, given, num_sites=num_sites)
-            with torch.no_grad():
-                answer = network.marginals(states, query).log_prob(states).double()  # [2^N, N]
-            for i in hidden:
-                exact = (marginal({*given, i}) / marginal({*given})).log()
-                chance = 1 / num_sites / math.comb(num_sites, size) / len(hidden)
-                total += chance * float((p * (exact - answer[:, i])).sum())
-    return total
-
-
 class AlsoObserved(MaskedLikelihood):
     """Wrong on purpose: the targets are shown to the network."""
 
@@ -168,10 +142,10 @@ def test_the_excess_is_what_the_number_of_rows_allows() -> None:
     settings = TrainingSettings(num_steps=1000, batch_size=400, lr=1e-2, ema_decay=0.99, held_out_draws=4)
 
     network = toy.ToyNetwork(num_sites)
-    assert excess(network, num_sites) > 20 * bound
+    assert excess(network, toy.joint(num_sites)) > 20 * bound
     train(network, MaskedLikelihood(toy.UniformLaw()), data, settings, held_out=held_out)
-    assert excess(network, num_sites) < bound
+    assert excess(network, toy.joint(num_sites)) < bound
 
     wrong = toy.ToyNetwork(num_sites)
     train(wrong, AlsoObserved(toy.UniformLaw()), data, settings, held_out=held_out)
-    assert excess(wrong, num_sites) > bound
+    assert excess(wrong, toy.joint(num_sites)) > bound
