@@ -22,7 +22,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 demo: $(READY)  ## Learn a real table, sample its joint by Gibbs, leave pictures and scores in out/demo
-	$(BIN)/flexgen demo
+	$(BIN)/flexgen demo overwrite=true
 
 test: lint  ## Lint, types and the default test tier
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from benchmarks import protocol
 from benchmarks.protocol import Table, summarise
 from flexgen.data import TableSchema
+from flexgen.data.one_hot import OneHot
 from flexgen.exact import Gaussian, GaussianMixture
 from flexgen.query import Query
 from flexgen.table_model import TableModel
@@ -32,31 +32,6 @@ class Answer:
     sample: Callable[[int], pd.DataFrame] | None = None
 
 
-class Numbers:
-    """A table as scikit-learn's imputers want it: numbers, and one-hot codes with the last one dropped."""
-
-    def __init__(self, table: Table) -> None:
-        self.schema = TableSchema.infer(table.train)
-        self.widths = [max(1, len(c.levels) - 1) if c.kind == "categorical" else 1 for c in self.schema.columns]
-
-    def encode(self, frame: pd.DataFrame) -> np.ndarray:
-        x, parts = self.schema.encode(frame).numpy(), []
-        for column, width, values in zip(self.schema.columns, self.widths, x.T, strict=True):
-            coded = np.where(np.isnan(values)[:, None], np.nan, (values[:, None] == np.arange(width)).astype(float))
-            parts.append(coded if column.kind == "categorical" else values[:, None])
-        return np.concatenate(parts, 1)
-
-    def decode(self, filled: np.ndarray, gapped: pd.DataFrame) -> pd.DataFrame:
-        out, place = [], 0
-        for column, width in zip(self.schema.columns, self.widths, strict=True):
-            part, place = filled[:, place : place + width], place + width
-            shares = np.column_stack([part, 1 - part.sum(1)])
-            out.append(shares.argmax(1).astype(float) if column.kind == "categorical" else part[:, 0])
-        x = self.schema.encode(gapped)
-        guess = torch.from_numpy(np.column_stack(out))
-        return self.schema.decode(torch.where(x.isnan(), guess, x))
-
-
 def mean_mode(table: Table, _: TableModel) -> Answer:
     clock = time.process_time()
     fill = {
@@ -68,12 +43,12 @@ def mean_mode(table: Table, _: TableModel) -> Answer:
 
 def sklearn_imputer(make: Callable[[], Any], most_rows: int | None = None) -> Callable[[Table, TableModel], Answer]:
     def run(table: Table, _: TableModel) -> Answer:
-        numbers = Numbers(table)
+        coding = OneHot(TableSchema.infer(table.train))
         clock = time.process_time()
-        imputer = make().fit(numbers.encode(table.train.iloc[:most_rows]))
+        imputer = make().fit(coding.encode(table.train.iloc[:most_rows]))
         fit_seconds = time.process_time() - clock
         gapped = [table.with_gaps(d) for d in range(protocol.NUM_DRAWS)]
-        imputed = [numbers.decode(imputer.transform(numbers.encode(frame)), frame) for frame in gapped]
+        imputed = [coding.decode(imputer.transform(coding.encode(frame)), frame) for frame in gapped]
         return Answer({"fit_s": fit_seconds, **protocol.score(table, imputed)})
 
     return run

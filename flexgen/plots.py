@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from flexgen.errors import DataError
 
-__all__ = ["REAL", "SAMPLED", "compare_rows", "informative_columns"]
+__all__ = ["REAL", "SAMPLED", "compare_rows", "informative_columns", "rank_correlation"]
 
 REAL, SAMPLED = "#30343f", "#e4572e"
 
@@ -78,8 +78,7 @@ def informative_columns(frame: pd.DataFrame, most: int = 5) -> list[str]:
 
     Near-copies (correlation almost 1) show as a line and independent columns as a cloud; neither tells much.
     """
-    codes = frame.apply(lambda c: c if pd.api.types.is_numeric_dtype(c) else c.astype("category").cat.codes)
-    strength = codes.astype(float).rank().corr().abs().fillna(0.0).to_numpy(copy=True)
+    strength = rank_correlation(frame)
     np.fill_diagonal(strength, 0.0)
     if len(frame.columns) <= most:
         return list(frame.columns)
@@ -93,6 +92,12 @@ def informative_columns(frame: pd.DataFrame, most: int = 5) -> list[str]:
             rest = categorical  # at least one category, if there is any
         chosen.append(max(rest, key=lambda j: interest[j, chosen].mean() - 2.0 * (strength[j, chosen].max() > 0.95)))
     return [frame.columns[j] for j in sorted(chosen)]
+
+
+def rank_correlation(frame: pd.DataFrame) -> np.ndarray:
+    """Strength, 0 to 1, of the rank correlation of every two columns, ``[N, N]``; categories are ranked by code."""
+    codes = frame.apply(lambda c: c if pd.api.types.is_numeric_dtype(c) else c.astype("category").cat.codes)
+    return codes.astype(float).rank().corr().abs().fillna(0.0).to_numpy(copy=True)
 
 
 class _AxisScale:

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from sklearn.exceptions import ConvergenceWarning
 
 from flexgen import rng
 from flexgen.cli.compose import build
-from flexgen.cli.files import write_table
-from flexgen.cli.parameters import table_settings
+from flexgen.cli.files import read_source, require_free_folder, write_table
+from flexgen.cli.parameters import read, table_settings
+from flexgen.data.one_hot import OneHot
 from flexgen.metrics import ImputationError, classifier_two_sample_test
-from flexgen.plots import compare_rows
+from flexgen.plots import compare_rows, rank_correlation
 from flexgen.query import Query
 from flexgen.table_model import TableModel
 from samplers import GibbsSampler, any_order, scans
@@ -31,51 +33,82 @@ from samplers import GibbsSampler, any_order, scans
 __all__ = ["run"]
 
 
+@dataclass(frozen=True)
+class Sampler:
+    """The keys of ``sampler`` in configs/demo.yaml."""
+
+    block_correlation: float
+    chains: int
+    draws: int
+    warmup: int
+    thin: int
+    picture_every: int
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The keys of configs/demo.yaml."""
+
+    output: Path
+    overwrite: bool
+    seed: int
+    test_share: float
+    missing: float
+    test_missing: float
+    columns: tuple[str, ...] | None
+    num_orders: int
+    sampler: dict[str, Any]
+    data: dict[str, Any]
+    law: dict[str, Any]
+    model: dict[str, Any]
+    training: dict[str, Any]
+
+
 def run(config: DictConfig) -> None:
     """Config: configs/demo.yaml."""
+    chosen, sampler = read(Parameters, config), read(Sampler, config.sampler, at="sampler.")
+    settings, law = table_settings(config), build(config.law, at="law")
+    output = require_free_folder(chosen.output, argument="output", overwrite=chosen.overwrite)
+    name, df = str(chosen.data.get("name") or chosen.data.get("path")), read_source(config.data)
+    train, test = _split(df, chosen.test_share, chosen.seed)
+    gaps = rng.uniform(train.shape, generator=rng.stream(chosen.seed, "gaps")).numpy() < chosen.missing
+    gapped = train.mask(gaps)
     console = Console()
-    output = Path(config.output)
-    output.mkdir(parents=True, exist_ok=True)
-    name, df = str(config.data.get("name") or config.data.path), build(config.data, at="data")
-    train, test = _split(df, config.test_share, config.seed)
-    gaps = rng.uniform(train.shape, generator=rng.stream(config.seed, "gaps")).numpy() < config.missing
     console.print(
         f"[bold]{name}[/]: {len(train)} rows to learn from, {gaps.mean():.0%} of their entries removed; "
         f"{len(test)} rows held out; {df.shape[1]} columns"
     )
     clock = time.perf_counter()
-    model = TableModel.fit(
-        train.mask(gaps), settings=table_settings(config), law=build(config.law, at="law"), seed=config.seed
-    )
+    model = TableModel.fit(gapped, settings=settings, law=law, seed=chosen.seed)
     fit_seconds = time.perf_counter() - clock
     console.print(f"fitted in {fit_seconds:.0f} s: {model}")
     model.save_pretrained(output / "model")
 
     conditional = model.conditional()
-    blocks = _blocks(train.mask(gaps), config.sampler.block_correlation)
+    blocks = _blocks(gapped, sampler.block_correlation)
     console.print(f"Gibbs over {len(blocks)} blocks of columns; {_named(blocks, model.schema.names)}")
     chains = GibbsSampler(conditional, scan=scans.blocked(blocks)).run(
-        chains=config.sampler.chains,
-        draws=config.sampler.draws,
-        warmup=config.sampler.warmup,
-        thin=config.sampler.thin,
-        generator=config.seed,
+        chains=sampler.chains,
+        draws=sampler.draws,
+        warmup=sampler.warmup,
+        thin=sampler.thin,
+        generator=chosen.seed,
         progress=sys.stderr.isatty(),
     )
     joint = model.schema.decode(chains.draws.flatten(0, 1))
     write_table(joint, output / "joint.csv")
     last = model.schema.decode(chains.draws[-1])  # one row a chain: independent of each other
-    spaced = model.schema.decode(chains.draws[:: config.sampler.picture_every].flatten(0, 1))
-    compare_rows(df, spaced, config.columns).savefig(output / "pairs.png", dpi=90)
+    spaced = model.schema.decode(chains.draws[:: sampler.picture_every].flatten(0, 1))
+    compare_rows(df, spaced, chosen.columns).savefig(output / "pairs.png", dpi=90)
 
     report: dict[str, Any] = {
         "data": name,
         "fit_seconds": round(fit_seconds, 1),
         "members": model.report.weights,
-        "imputation": _imputation(model, train.mask(gaps), test, config),
-        "two_sample_auc": _two_sample(model, last, train, test, config),
+        "imputation": _imputation(model, gapped, test, chosen),
+        "two_sample_auc": _two_sample(model, last, train, test, chosen),
         "chains": {"rhat": chains.rhat().tolist(), "ess_bulk": chains.ess().tolist(), "columns": model.schema.names},
-        "incompatibility": _order_gap(model, test, config),
+        "incompatibility": _order_gap(model, test, chosen),
     }
     (output / "report.json").write_text(json.dumps(report, indent=1))
     _show(console, report)
@@ -90,9 +123,7 @@ def _split(df: pd.DataFrame, test_share: float, seed: int) -> tuple[pd.DataFrame
 
 def _blocks(df: pd.DataFrame, least: float) -> list[list[int]]:
     """Columns tied by a rank correlation of at least `least`, together: updated one by one they would mix slowly."""
-    codes = df.apply(lambda c: c if pd.api.types.is_numeric_dtype(c) else c.astype("category").cat.codes)
-    tied = codes.astype(float).rank().corr().abs().fillna(0.0).to_numpy() >= least
-    count, label = connected_components(tied)
+    count, label = connected_components(rank_correlation(df) >= least)
     return [np.flatnonzero(label == i).tolist() for i in range(count)]
 
 
@@ -101,9 +132,9 @@ def _named(blocks: list[list[int]], names: Sequence[str]) -> str:
     return "together: " + "; ".join(joint) if joint else "each column on its own"
 
 
-def _imputation(model: TableModel, train: pd.DataFrame, test: pd.DataFrame, config: DictConfig) -> dict[str, Any]:
+def _imputation(model: TableModel, train: pd.DataFrame, test: pd.DataFrame, chosen: Parameters) -> dict[str, Any]:
     """Errors on held-out rows with entries missing completely at random, beside scikit-learn's imputers."""
-    missing = rng.uniform(test.shape, generator=rng.stream(config.seed, "missing")).numpy() < config.test_missing
+    missing = rng.uniform(test.shape, generator=rng.stream(chosen.seed, "missing")).numpy() < chosen.test_missing
     gapped = test.mask(missing)
     imputed = {
         "flexgen": model.impute(gapped),
@@ -137,32 +168,15 @@ def _iterative_imputer(model: TableModel, train: pd.DataFrame, gapped: pd.DataFr
     from sklearn.experimental import enable_iterative_imputer  # noqa: F401 - makes the next import work
     from sklearn.impute import IterativeImputer
 
-    def one_hot(frame: pd.DataFrame) -> np.ndarray:
-        parts = []
-        for column, numbers in zip(model.schema.columns, _numbers(model, frame).T, strict=True):
-            codes = np.arange(max(1, len(column.levels) - 1))
-            coded = np.where(np.isnan(numbers)[:, None], np.nan, (numbers[:, None] == codes).astype(float))
-            parts.append(coded if column.kind == "categorical" else numbers[:, None])
-        return np.concatenate(parts, 1)
-
+    coding = OneHot(model.schema)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        filled = IterativeImputer(random_state=0).fit(one_hot(train)).transform(one_hot(gapped))
-    out, place = gapped.copy(), 0
-    for column in model.schema.columns:
-        width = max(1, len(column.levels) - 1) if column.kind == "categorical" else 1
-        part, place = filled[:, place : place + width], place + width
-        if column.kind == "categorical":
-            shares = np.column_stack([part, 1 - part.sum(1)]) if len(column.levels) > 1 else part
-            guess = pd.Series(np.array(column.levels, dtype=object)[shares.argmax(1)], out.index)
-            out[column.name] = out[column.name].astype(object).where(out[column.name].notna(), guess)
-        else:
-            out[column.name] = part[:, 0]
-    return out
+        filled = IterativeImputer(random_state=0).fit(coding.encode(train)).transform(coding.encode(gapped))
+    return coding.decode(filled, gapped)
 
 
 def _two_sample(
-    model: TableModel, gibbs: pd.DataFrame, train: pd.DataFrame, test: pd.DataFrame, config: DictConfig
+    model: TableModel, gibbs: pd.DataFrame, train: pd.DataFrame, test: pd.DataFrame, chosen: Parameters
 ) -> dict[str, str]:
     """Whether boosted trees can tell sampled rows from held-out ones: 0.5 is the best there is."""
     count = len(test)
@@ -170,20 +184,20 @@ def _two_sample(
     shuffled = pd.DataFrame({c: train[c].sample(count, random_state=i).to_numpy() for i, c in enumerate(train)})
     rows = {
         "Gibbs": gibbs.iloc[:count],
-        "chain rule": model.sample(count, generator=config.seed),
+        "chain rule": model.sample(count, generator=chosen.seed),
         "columns shuffled": shuffled,  # right marginals, no dependence: what the test can see
     }
     return {name: str(classifier_two_sample_test(test, frame)) for name, frame in rows.items()}
 
 
-def _order_gap(model: TableModel, test: pd.DataFrame, config: DictConfig) -> dict[str, float]:
+def _order_gap(model: TableModel, test: pd.DataFrame, chosen: Parameters) -> dict[str, float]:
     """How much log p(row) depends on the order of the chain rule, in nats: zero for conditionals that share a joint."""
     x = model.schema.encode(test)
     present = ~x.isnan()
     query = Query(present, torch.zeros_like(present))
     orders = [
-        any_order.log_prob(model.conditional(), x.nan_to_num(0.0), query, generator=rng.stream(config.seed, "order", i))
-        for i in range(config.num_orders)
+        any_order.log_prob(model.conditional(), x.nan_to_num(0.0), query, generator=rng.stream(chosen.seed, "order", i))
+        for i in range(chosen.num_orders)
     ]
     log_probs = torch.stack(orders)  # [M, B]
     spread = log_probs.std(0)

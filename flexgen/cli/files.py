@@ -7,6 +7,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from omegaconf import DictConfig
+
+from flexgen.cli.compose import build
+from flexgen.cli.parameters import convert
 from flexgen.errors import CheckpointError, ConfigError, DataError, FlexgenError
 
 if TYPE_CHECKING:
@@ -18,8 +22,10 @@ __all__ = [
     "SUFFIXES",
     "load_model",
     "read_input",
+    "read_source",
     "require_file",
     "require_free",
+    "require_free_folder",
     "require_model",
     "require_table",
     "write_table",
@@ -42,6 +48,13 @@ def require_free(path: Path, *, argument: str, overwrite: bool) -> Path:
     if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
         raise DataError(argument, f"{str(path)!r} cannot be written", "Name a folder that you may write to.")
     return path
+
+
+def require_free_folder(path: Path, *, argument: str, overwrite: bool) -> Path:
+    """As `require_free`, of a folder."""
+    if path.exists() and not path.is_dir():
+        raise DataError(argument, f"{str(path)!r} is a file", "Name a folder.")
+    return require_free(path, argument=argument, overwrite=overwrite)
 
 
 def load_model(folder: Path) -> TableModel:
@@ -90,6 +103,14 @@ def read_input(path: Path, *, argument: str) -> pd.DataFrame:
     except (ValueError, OSError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise DataError(argument, f"{str(path)!r} cannot be read: {reason}", "Check the file.") from error
+
+
+def read_source(config: DictConfig) -> pd.DataFrame:
+    """The table of the group ``data``: a file, checked first, or one of a name."""
+    if "path" in config:
+        require_file(convert(config.path, Path, "data.path"), argument="data.path")
+    table: pd.DataFrame = build(config, at="data")
+    return table
 
 
 def require_file(path: Path, *, argument: str) -> Path:

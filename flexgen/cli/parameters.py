@@ -30,8 +30,13 @@ _EXPECTED = {
 }
 
 
-def read(kind: type[T], config: DictConfig | Mapping[str, Any]) -> T:
+def read(kind: type[T], config: DictConfig | Mapping[str, Any], *, at: str = "") -> T:
     """The dataclass `kind` with the keys of `config` for its fields.
+
+    Args:
+        kind: has a field a key.
+        config: the keys and their values.
+        at: what stands before them in the command's configuration, such as ``"sampler."``.
 
     Raises:
         ConfigError: a key that `kind` has not, one that is left out, a value of another type.
@@ -41,8 +46,8 @@ def read(kind: type[T], config: DictConfig | Mapping[str, Any]) -> T:
     required = [f.name for f in fields(kind) if f.default is MISSING]  # type: ignore[arg-type]
     for name in required:
         if name not in values:
-            raise ConfigError(name, "is left out", f"Add {name}=... to the command.")
-    return kind(**_checked(kind, values))
+            raise ConfigError(at + name, "is left out", f"Add {at}{name}=... to the command.")
+    return kind(**_checked(kind, values, at=at))
 
 
 def table_settings(config: DictConfig) -> TableSettings:

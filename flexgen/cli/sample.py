@@ -56,7 +56,7 @@ class Parameters:
 def run(config: DictConfig) -> None:
     """Config: configs/sample.yaml."""
     chosen = read(Parameters, config)
-    sampler = read(Sampler, config.sampler)
+    sampler = read(Sampler, config.sampler, at="sampler.")
     require_table(chosen.output, argument="output")
     require_free(chosen.output, argument="output", overwrite=chosen.overwrite)
     require_model(chosen.model)

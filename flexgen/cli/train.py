@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from flexgen.cli.compose import build
-from flexgen.cli.files import require_file, require_free
-from flexgen.cli.parameters import convert, read, table_settings
+from flexgen.cli.files import read_source, require_free_folder
+from flexgen.cli.parameters import read, table_settings
 from flexgen.data.schema import TableSchema
 from flexgen.errors import ConfigError
 
@@ -53,9 +53,7 @@ def run(config: DictConfig) -> None:
     if _is_finished(chosen, config):
         print(f"{output} is finished already; train it anew with overwrite=true")
         return
-    if "path" in chosen.data:
-        require_file(convert(chosen.data["path"], Path, "data.path"), argument="data.path")
-    df = build(config.data, at="data")
+    df = read_source(config.data)
 
     TableSchema.infer(df, chosen.kinds)  # what is wrong with the table is said before anything is written
     if chosen.overwrite:
@@ -109,9 +107,7 @@ def _is_finished(chosen: Parameters, config: DictConfig) -> bool:
             f"{str(output)!r} holds a training that is not finished",
             "Go on with resume=true, or start anew with overwrite=true.",
         )
-    require_free(output, argument="output", overwrite=chosen.overwrite or (chosen.resume and is_begun))
-    if output.exists() and not output.is_dir():
-        raise ConfigError("output", f"{str(output)!r} is a file", "Name a folder.")
+    require_free_folder(output, argument="output", overwrite=chosen.overwrite or (chosen.resume and is_begun))
     if not (chosen.resume and is_begun):
         return False
     before, now = _leaves(OmegaConf.load(output / RECORD)), _leaves(config)

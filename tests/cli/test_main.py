@@ -169,6 +169,8 @@ ERRORS = {
         [*SAMPLE[:2], "output=taken.csv"],
         "sample: output: 'taken.csv' is there already. Name another, or",
     ),
+    "demo is there": (["demo", "output=model"], "demo: output: 'model' is there already. Name another, or"),
+    "type in a demo": (["demo", "sampler.chains=x"], "demo: sampler.chains: is 'x'. Pass a whole number."),
     "suffix of output": (
         [*SAMPLE[:2], "output=rows.xlsx"],
         "sample: output: 'rows.xlsx' ends in '.xlsx'. Name a .csv,",
