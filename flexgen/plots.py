@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 from flexgen.errors import DataError
@@ -97,7 +99,8 @@ def informative_columns(frame: pd.DataFrame, most: int = 5) -> list[str]:
 def rank_correlation(frame: pd.DataFrame) -> np.ndarray:
     """Strength, 0 to 1, of the rank correlation of every two columns, ``[N, N]``; categories are ranked by code."""
     codes = frame.apply(lambda c: c if pd.api.types.is_numeric_dtype(c) else c.astype("category").cat.codes)
-    return codes.astype(float).rank().corr().abs().fillna(0.0).to_numpy(copy=True)
+    strength: np.ndarray = codes.astype(float).rank().corr().abs().fillna(0.0).to_numpy(copy=True)
+    return strength
 
 
 class _AxisScale:
@@ -123,16 +126,17 @@ class _AxisScale:
         codes = pd.Categorical(values, self.levels).codes.astype(float)
         return np.where(codes < 0, np.nan, codes + rng.uniform(-0.25, 0.25, len(codes)))
 
-    def label(self, axis: object) -> None:
+    def label(self, axis: Axis) -> None:
         if self.levels:
-            axis.set_ticks(range(len(self.levels)), [_short(str(level), 10) for level in self.levels])  # type: ignore[attr-defined]
+            axis.set_ticks(range(len(self.levels)), [_short(str(level), 10) for level in self.levels])
 
 
 def _marginal(ax: Axes, scale: _AxisScale, real: pd.DataFrame, sampled: pd.DataFrame) -> None:
-    for frame, colour, style in ((real, REAL, {"alpha": 0.35}), (sampled, SAMPLED, {"fill": False, "lw": 1.3})):
+    styles: tuple[dict[str, Any], ...] = ({"alpha": 0.35}, {"fill": False, "lw": 1.3})
+    for frame, colour, style in zip((real, sampled), (REAL, SAMPLED), styles, strict=True):
         values = frame[scale.column].dropna()
         if scale.is_numeric:
-            edges = np.linspace(*scale.limits, 31)
+            edges = np.linspace(*scale.limits, 31).tolist()
             ax.hist(values.astype(float), edges, density=True, color=colour, ec=colour, histtype="stepfilled", **style)
         else:
             share = values.value_counts(normalize=True).reindex(scale.levels, fill_value=0.0)

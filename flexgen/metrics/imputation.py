@@ -27,6 +27,14 @@ class ImputationError(Metric):
     full_state_update = False
     higher_is_better = None
 
+    # The states, float64 [N], that `add_state` makes.
+    squares: Tensor
+    hits: Tensor
+    imputed: Tensor
+    total: Tensor
+    total_squares: Tensor
+    entries: Tensor
+
     def __init__(self, space: Space) -> None:
         super().__init__()
         self.space = space

@@ -43,10 +43,11 @@ class ResidualMLP(nn.Module):
         return [weight for weight in self.blocks.parameters() if weight.ndim == 2]
 
     def forward(self, features: Tensor) -> Tensor:
-        hidden = self.embed(features)
+        hidden: Tensor = self.embed(features)
         for block in self.blocks:
             hidden = block(hidden)
-        return self.readout(self.norm(hidden))
+        out: Tensor = self.readout(self.norm(hidden))
+        return out
 
 
 class _Block(nn.Module):
@@ -59,4 +60,5 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.expand(self.norm(x)).chunk(2, dim=-1)  # [B, W] each
-        return x + self.contract(F.dropout(F.silu(gate) * value, self.dropout, self.training))
+        change: Tensor = self.contract(F.dropout(F.silu(gate) * value, self.dropout, self.training))
+        return x + change
