@@ -2,147 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from pandas.api import types
 from torch import Tensor
 
+from flexgen.checks import did_you_mean, kind_of
+from flexgen.data.columns import ColumnSchema, listed
 from flexgen.errors import DataError
 from flexgen.space import Kind, Site, Space
 
-__all__ = ["ColumnSchema", "TableSchema"]
-
-
-_MOST_LEVELS = 64  # of text whose values mostly occur once; beyond, it is refused unless it is declared a category
-
-
-@dataclass(frozen=True)
-class ColumnSchema:
-    """One column.
-
-    Args:
-        name: its label.
-        kind: ``"real"``, ``"integer"`` (whole numbers) or ``"categorical"``.
-        dtype: the pandas dtype it came with and goes back to.
-        levels: a categorical column's levels in code order.
-        ordered: whether pandas knew the levels as ordered.
-    """
-
-    name: str
-    kind: Kind
-    dtype: str
-    levels: tuple[Any, ...] = ()
-    ordered: bool = False
-
-    @classmethod
-    def infer(cls, name: str, column: pd.Series, kind: Kind | None = None) -> ColumnSchema:
-        """From the dtype: booleans, strings and categories are categorical, whole numbers integer, others real.
-
-        A float column whose present values are all whole is integer: pandas stores integers with gaps that way.
-        """
-        kind_given = kind
-        if kind is None:
-            kind = _infer_kind(name, column)
-        if kind == "categorical":
-            if isinstance(column.dtype, pd.CategoricalDtype):
-                levels, ordered = list(column.cat.categories), bool(column.cat.ordered)
-            else:
-                levels, ordered = _sorted_levels(column), False
-            if not levels:
-                raise DataError(f"column {name!r}", "has no value at all", "Drop it, or give it a categorical dtype.")
-            levels = [_plain(level) for level in levels]
-            present = int(column.notna().sum())
-            if kind_given is None and len(levels) > _MOST_LEVELS and 2 * len(levels) > present:
-                raise DataError(
-                    f"column {name!r}",
-                    f"has {len(levels)} levels in {present} values: a name, a date or a number kept as text",
-                    "Drop it or convert it; or say kinds={%r: 'categorical'} if its levels recur." % name,  # noqa: UP031
-                )
-            foreign = [level for level in levels if not isinstance(level, str | int | float | bool)]
-            if foreign:
-                raise DataError(
-                    f"column {name!r}",
-                    f"has levels of type {type(foreign[0]).__name__}, which no checkpoint can hold",
-                    f"Convert them: df[{name!r}].astype(str).",
-                )
-            return cls(name, kind, str(column.dtype), tuple(levels), ordered)
-        if not types.is_numeric_dtype(column.dtype):
-            raise DataError(
-                "kinds",
-                f"says that {name!r} is {kind}, but its dtype is {column.dtype}",
-                "Convert it to numbers first.",
-            )
-        return cls(name, kind, str(column.dtype))
-
-    def encode(self, column: pd.Series) -> np.ndarray:
-        """float64 codes or numbers, NaN where missing."""
-        if self.kind != "categorical":
-            if not types.is_numeric_dtype(column.dtype) and not column.isna().all():
-                raise DataError(
-                    f"column {self.name!r}",
-                    f"has dtype {column.dtype}, but the model knows it as {self.kind}",
-                    "Convert it with pandas.to_numeric.",
-                )
-            values = pd.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
-            self._require_finite(values)
-            if self.kind == "integer":
-                self._require_whole(values)
-            return values
-        plain = column.map(_plain, na_action="ignore").astype(object)
-        codes = pd.Index(self.levels, dtype=object).get_indexer(plain)
-        unseen = (codes < 0) & column.notna().to_numpy()
-        if unseen.any():
-            place = int(unseen.argmax())
-            raise DataError(
-                f"column {self.name!r}",
-                f"holds the level {column.iloc[place]!r} in row {place}, which the model never saw",
-                f"Known levels are {_listed(self.levels)}; set others to NaN, or fit on data that hold them.",
-            )
-        return np.where(codes < 0, np.nan, codes.astype(np.float64))
-
-    def decode(self, values: np.ndarray, index: pd.Index) -> pd.Series:
-        """A column of the original dtype; NaN stays missing."""
-        if self.kind == "categorical":
-            codes = np.where(np.isnan(values), -1, values).astype(np.int64)
-            levels = pd.Index(self.levels)
-            if self.dtype == "category":
-                return pd.Series(pd.Categorical.from_codes(codes, levels, ordered=self.ordered), index, name=self.name)
-            taken = pd.Series(levels.take(codes), index, dtype=object, name=self.name)
-            if (codes < 0).any():
-                taken = taken.where(codes >= 0, None)
-                if isinstance(pd.api.types.pandas_dtype(self.dtype), np.dtype):  # numpy's dtypes hold no gaps
-                    return taken
-            return taken.astype(self.dtype)
-        series = pd.Series(values, index, name=self.name, dtype=np.float64)
-        gaps = bool(np.isnan(values).any())
-        holds_whole = types.is_integer_dtype(pd.api.types.pandas_dtype(self.dtype))
-        if holds_whole and (gaps or (values != np.round(values)).any()):
-            return series  # a mean of whole numbers, or a gap, which numpy's integers cannot hold
-        return series.astype(self.dtype)
-
-    def _require_finite(self, values: np.ndarray) -> None:
-        if np.isinf(values).any():
-            row = int(np.isinf(values).argmax())
-            raise DataError(
-                f"column {self.name!r}",
-                f"holds {values[row]} in row {row}",
-                "Replace it by a number, or by NaN if unknown.",
-            )
-
-    def _require_whole(self, values: np.ndarray) -> None:
-        broken = ~np.isnan(values) & (values != np.round(values))
-        if broken.any():
-            row = int(broken.argmax())
-            raise DataError(
-                f"column {self.name!r}",
-                f"holds {values[row]} in row {row}, but the model knows it as whole numbers",
-                "Round it, or fit with kinds={%r: 'real'}." % self.name,  # noqa: UP031 - braces are part of the text
-            )
+__all__ = ["ColumnSchema", "TableSchema", "require_columns", "require_frame"]
 
 
 @dataclass(frozen=True)
@@ -171,10 +45,10 @@ class TableSchema:
         names = df.columns.map(str)
         if not names.is_unique:
             raise DataError("df", f"names {names[names.duplicated()][0]!r} twice", "Give each column its own name.")
+        if kinds is not None and not isinstance(kinds, Mapping):
+            raise DataError("kinds", f"is {kind_of(kinds)}", "Pass a mapping, such as {'column': 'categorical'}.")
         kinds = dict(kinds or {})
-        unknown = [name for name in kinds if name not in df.columns]
-        if unknown:
-            raise DataError("kinds", f"names {unknown[0]!r}, which is no column", f"Columns are {_listed(df.columns)}.")
+        require_columns("kinds", kinds, df.columns)
         for name, kind in kinds.items():
             if kind not in ("real", "integer", "categorical"):
                 raise DataError(
@@ -200,26 +74,49 @@ class TableSchema:
 
     def position(self, name: str, *, argument: str = "column") -> int:
         """The site of a column."""
-        if name not in self.names:
-            raise DataError(argument, f"names {name!r}, which is no column", f"Columns are {_listed(self.names)}.")
+        require_columns(argument, [name], self.names)
         return self.names.index(name)
 
     def encode(self, df: pd.DataFrame) -> Tensor:
         """x ``[B, N]`` float64. Columns are found by name; extra ones are ignored, absent ones are refused."""
-        require_frame(df)
-        df = df.rename(columns=str)
-        absent = [name for name in self.names if name not in df.columns]
-        if absent:
-            raise DataError("df", f"lacks the column(s) {_listed(absent)}", "Add them; fill with NaN what is unknown.")
+        df = self._renamed(df)
         x = np.empty((len(df), len(self.columns)))
         for j, column in enumerate(self.columns):
             x[:, j] = column.encode(df[column.name])
         return torch.from_numpy(x)
 
+    def without_unknown(self, df: pd.DataFrame) -> pd.DataFrame:
+        """The frame with missing entries where a categorical column holds a level that was not there to be learned."""
+        known = self._renamed(df)
+        for column in self.columns:
+            unknown = column.is_unknown(known[column.name])
+            if unknown.any():
+                known[column.name] = known[column.name].mask(unknown)
+        return known.set_axis(df.columns, axis=1)
+
+    def _renamed(self, df: pd.DataFrame) -> pd.DataFrame:
+        """A shallow copy whose columns are called by text, none absent."""
+        require_frame(df)
+        df = df.rename(columns=str)
+        absent = [name for name in self.names if name not in df.columns]
+        if absent:
+            others = [name for name in df.columns if name not in self.names]
+            raise DataError(
+                "df",
+                f"lacks the column(s) {listed(absent)}",
+                f"{did_you_mean(absent[0], others)}Add them; fill with NaN what is unknown.",
+            )
+        return df
+
     def decode(self, x: Tensor, index: pd.Index | None = None) -> pd.DataFrame:
-        """A frame with the original dtypes."""
+        """A frame with the original dtypes, of x ``[B, N]``."""
+        if not isinstance(x, Tensor) or x.ndim != 2 or x.shape[1] != len(self.columns):
+            found = f"has shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"is {kind_of(x)}"
+            raise DataError("x", found, f"Pass a tensor [B, {len(self.columns)}]: one row an item, one column a site.")
         values = x.detach().cpu().double().numpy()
         index = pd.RangeIndex(len(values)) if index is None else index
+        if len(index) != len(values):
+            raise DataError("index", f"names {len(index)} rows, but x has {len(values)}", "Name every row once.")
         return pd.DataFrame({c.name: c.decode(values[:, j], index) for j, c in enumerate(self.columns)}, index=index)
 
     def to_dict(self) -> dict[str, Any]:
@@ -242,40 +139,10 @@ def require_frame(df: object, argument: str = "df") -> None:
         raise DataError(argument, f"is a {type(df).__name__}", "Pass a pandas.DataFrame, one row an item.")
 
 
-def _infer_kind(name: str, column: pd.Series) -> Kind:
-    dtype = column.dtype
-    if isinstance(dtype, pd.CategoricalDtype) or types.is_bool_dtype(dtype):
-        return "categorical"
-    if types.is_integer_dtype(dtype):
-        return "integer"
-    if types.is_float_dtype(dtype):
-        values = column.dropna().to_numpy(np.float64)
-        whole = (
-            np.isfinite(values).all() and (values == np.round(values)).all() and np.abs(values).max(initial=0) < 2**53
-        )
-        return "integer" if whole else "real"
-    if types.is_string_dtype(dtype) or types.is_object_dtype(dtype):
-        return "categorical"
-    raise DataError(
-        f"column {name!r}",
-        f"has dtype {dtype}, which no site can hold",
-        "Convert it: a date to a number (days since some day), a complex number to two columns.",
-    )
-
-
-def _sorted_levels(column: pd.Series) -> list[Any]:
-    levels = [_plain(level) for level in column.dropna().unique()]
-    try:
-        return sorted(levels)
-    except TypeError:  # levels of several types
-        return sorted(levels, key=lambda level: (type(level).__name__, str(level)))
-
-
-def _plain(level: Any) -> Any:
-    """A level as JSON holds it."""
-    return level.item() if isinstance(level, np.generic) else level
-
-
-def _listed(names: Any, most: int = 12) -> str:
-    names = [repr(name) for name in names]
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def require_columns(argument: str, names: Iterable[Any], known: Iterable[Any]) -> None:
+    """Refuses names of no column."""
+    known = list(known)
+    for name in names:
+        if name not in known:
+            near = did_you_mean(name, known)
+            raise DataError(argument, f"names {name!r}, which is no column", f"{near}Columns are {listed(known)}.")

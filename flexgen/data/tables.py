@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 from sklearn import datasets
 
+from flexgen.data.schema import require_columns
 from flexgen.errors import DataError
 
 __all__ = ["load_table", "read_table", "table_names"]
@@ -20,6 +21,8 @@ _LOADERS = {
     "linnerud": datasets.load_linnerud,
     "wine": datasets.load_wine,
 }
+
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
 def table_names() -> tuple[str, ...]:
@@ -49,19 +52,31 @@ def load_table(name: str) -> pd.DataFrame:
 def read_table(path: str | Path, drop: Sequence[str] = ()) -> pd.DataFrame:
     """A table from a ``.csv``, ``.tsv`` or ``.parquet`` file, without the columns in `drop`."""
     frame = _read(Path(path))
-    absent = [name for name in drop if name not in frame]
-    if absent:
-        raise DataError("drop", f"names {absent[0]!r}, which is no column", f"Columns are {list(frame)}.")
+    require_columns("drop", drop, frame.columns)
     return frame.drop(columns=list(drop))
 
 
 def _read(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise DataError("path", f"{str(path)!r} is no file", "Pass a .csv, .tsv or .parquet file.")
-    if path.suffix == ".csv":
-        return pd.read_csv(path)
-    if path.suffix == ".tsv":
-        return pd.read_csv(path, sep="\t")
+    if path.suffix in _SEPARATORS:
+        frame = pd.read_csv(path, sep=_SEPARATORS[path.suffix])
+        _require_separated(frame, path)
+        return frame
     if path.suffix == ".parquet":
         return pd.read_parquet(path)
     raise DataError("path", f"ends in {path.suffix!r}", "Pass a .csv, .tsv or .parquet file.")
+
+
+def _require_separated(frame: pd.DataFrame, path: Path) -> None:
+    """Refuses what looks like a table that was cut at the wrong separator: one column, with another one in its name."""
+    if frame.shape[1] != 1:
+        return
+    (name,) = frame.columns
+    inside = [separator for separator in (";", "\t", "|", ",") if separator in str(name)]
+    if inside:
+        raise DataError(
+            "path",
+            f"{str(path)!r} has the one column {name!r}: its values seem to be separated by {inside[0]!r}",
+            f"Read it with pandas.read_csv(path, sep={inside[0]!r}), or save it with {_SEPARATORS[path.suffix]!r}.",
+        )

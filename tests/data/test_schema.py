@@ -1,10 +1,12 @@
 """Data frames to tensors and back."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from flexgen.data import TableSchema, load_table, table_names
 from flexgen.data.tables import read_table
@@ -77,7 +79,19 @@ def test_a_mean_of_whole_numbers_stays_a_fraction(frame):
         (lambda f: TableSchema.infer(f, {"weight": "real"}), "kinds: names 'weight', which is no column"),
         (lambda f: TableSchema.infer(f, {"mass": "ordinal"}), "kinds: gives 'mass' the kind 'ordinal'"),
         (lambda f: TableSchema.infer(f, {"kind": "real"}), "kinds: says that 'kind' is real, but its dtype is"),
-        (lambda f: TableSchema.infer(f, {"mass": "integer"}), "column 'mass': holds 1.5 in row 0"),
+        (lambda f: TableSchema.infer(f, {"mass": "integer"}), "kinds: says that 'mass' is integer, but it holds 1.5 in row 0. Round"),
+        (lambda f: TableSchema.infer(f, "real"), "kinds: is 'real'. Pass a mapping, such as"),
+        (lambda f: TableSchema.infer(f, {"knid": "real"}), "which is no column. Did you mean 'kind'. Columns are"),
+        (lambda f: TableSchema.infer(f.assign(kind=[["a"], "b", None])), "'kind': holds a list in row 0, where a cell"),
+        (lambda f: TableSchema.infer(f.assign(kind=["a", None, {}])), "'kind': holds a dict in row 2"),
+        (lambda f: TableSchema.infer(f).encode(f.assign(kind=[["a"]] * 3)), "'kind': holds a list in row 0"),
+        (lambda f: TableSchema.infer(f).encode(f.assign(kind="bb")), "'bb' in row 0, .* saw. Did you mean 'b'. Known"),
+        (lambda f: TableSchema.infer(f).encode(f.rename(columns={"mass": "mas"})), "lacks .*'mass'. Did you mean 'mas'"),
+        (lambda f: TableSchema.infer(f).decode(torch.zeros(2, 3, 6)), r"x: has shape \(2, 3, 6\). Pass a tensor \[B, 6"),
+        (lambda f: TableSchema.infer(f).decode(torch.zeros(6)), r"x: has shape \(6,\)"),
+        (lambda f: TableSchema.infer(f).decode(np.zeros((2, 6))), "x: is a ndarray. Pass a tensor"),
+        (lambda f: TableSchema.infer(f).decode(torch.full((2, 6), 9)), "x: holds the code 9 for 'kind' in row 0"),
+        (lambda f: TableSchema.infer(f).decode(torch.zeros(2, 6), f.index), "index: names 3 rows, but x has 2"),
         (lambda f: TableSchema.infer(f.assign(mass=np.nan)), "column 'mass': is missing in every row"),
         (lambda f: TableSchema.infer(f.assign(mass=np.inf)), "column 'mass': holds inf in row 0"),
         (lambda f: TableSchema.infer(f.assign(day=pd.Timestamp(0))), "'day': has dtype datetime64.*days since"),
@@ -126,3 +140,24 @@ def test_columns_are_dropped_on_reading(tmp_path):
     assert list(read_table(path, drop=["target"])) == list(load_table("iris").columns[:4])
     with pytest.raises(DataError, match="drop: names 'day', which is no column"):
         read_table(path, drop=["day"])
+
+
+@pytest.mark.parametrize(("suffix", "separator"), [(".csv", ";"), (".csv", "\t"), (".tsv", ",")])
+def test_another_separator_is_named(tmp_path, suffix, separator):
+    path = tmp_path / f"iris{suffix}"
+    load_table("iris").to_csv(path, index=False, sep=separator)
+    text = rf"path: .* has the one column .* separated by {re.escape(repr(separator))}. Read it with pandas.read_csv"
+    with pytest.raises(DataError, match=text):
+        read_table(path)
+    load_table("iris")[["target"]].to_csv(path, index=False)
+    assert list(read_table(path)) == ["target"]
+
+
+def test_unknown_levels_can_be_read_as_missing(frame):
+    schema = TableSchema.infer(frame)
+    later = frame.assign(kind=["b", "new", "a"], grade=pd.Categorical(["low", "top", "mid"]), extra="kept")
+    known = schema.without_unknown(later)
+    assert known["kind"].isna().tolist() == [False, True, False]
+    assert known["grade"].isna().tolist() == [False, True, False]
+    pd.testing.assert_frame_equal(known.drop(columns=["kind", "grade"]), later.drop(columns=["kind", "grade"]))
+    assert later["kind"].notna().all()

@@ -1,0 +1,65 @@
+"""Checks of arguments that every floor shares. Each names the argument, the value and the fix."""
+
+from __future__ import annotations
+
+import difflib
+import operator
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from flexgen.errors import CheckpointError, FlexgenError
+from flexgen.rng import Randomness, Streams
+
+__all__ = ["did_you_mean", "folder_path", "kind_of", "randomness", "whole_number"]
+
+
+def whole_number(argument: str, value: Any, least: int, error: type[FlexgenError] = FlexgenError) -> int:
+    """`value` as an int, if it is one (numpy's count too) and large enough."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise error(argument, f"is {value!r}", f"Pass a whole number, {least} or more.")
+    number = operator.index(value)
+    if number < least:
+        raise error(argument, f"is {number}", f"Pass at least {least}.")
+    return number
+
+
+def randomness(argument: str, value: Any) -> Randomness | int | None:
+    """`value`, if it is a source of random numbers or stands for one."""
+    if value is None or isinstance(value, torch.Generator | Streams):
+        return value
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        return int(value)
+    raise FlexgenError(argument, f"is {kind_of(value)}", "Pass a whole number as seed, a torch.Generator, or None.")
+
+
+def folder_path(argument: str, value: Any) -> Path:
+    """`value` as the path of a folder that is there or can be made."""
+    if not isinstance(value, str | os.PathLike):
+        raise CheckpointError(argument, f"is {kind_of(value)}", "Pass the path of a folder.")
+    folder = Path(value)
+    for path in (folder, *folder.parents):
+        if path.exists():
+            if path.is_dir():
+                return folder
+            place = "is" if path == folder else f"is below {str(path)!r}, which is"
+            raise CheckpointError(argument, f"{str(folder)!r} {place} a file", "Name a folder.")
+    return folder
+
+
+def did_you_mean(name: Any, known: Iterable[Any]) -> str:
+    """``"Did you mean 'age'? "``, or nothing if no known name is near."""
+    near = difflib.get_close_matches(str(name), [str(other) for other in known], 1)
+    return f"Did you mean {near[0]!r}? " if near else ""
+
+
+def kind_of(value: Any) -> str:
+    """A value of the wrong type, told short: small ones as they are, others by their type."""
+    if isinstance(value, str | int | float | bool) or value is None:
+        return repr(value)
+    article = "an" if type(value).__name__[0].lower() in "aeio" else "a"
+    return f"{article} {type(value).__name__}"
