@@ -3,20 +3,25 @@
     .venv/bin/python -m benchmarks.gibbs_overhead
 
 About two minutes on one core. For a masked MLP of four layers of 256 over 11 and 30 binary sites, and 1024 chains, it
-times, in CPU time, interleaved and on one thread,
+times, in CPU time, in short alternating runs and on one thread,
 
     bare      the network's ``marginals`` for the same queries and batch, nothing drawn;
-    sampler   ``GibbsSampler.run``: the same evaluations, the draws, warm-up, storage and all bookkeeping;
+    sampler   ``GibbsSampler.run``: the same evaluations, the draws, storage and all bookkeeping;
     outside   the part of the sampler's run that passed outside the network, in per cent of the part inside.
 
-Expect about 4 % outside for systematic scans and 5 to 7 % for random ones, in which every row updates another site that
-has to be drawn and written into the query. ``outside`` is the steadier figure: both parts are of one run, where
-``overhead`` compares adjacent runs, which on a busy machine differ by more than 5 % when nothing else does.
+The chains are past their first 20 warm-up sweeps, which besides look out for deterministic conditionals. Expect 3 to
+5 %. ``outside`` is the steadier figure: both of its parts are of one run, where ``overhead`` compares adjacent runs.
+
+The allocator is told to keep freed memory. By default glibc hands the activations of a forward pass back to the system
+and fetches them again, page by page, for the next, or does not, depending on what else lies on its heap: the same
+passes then cost up to a quarter more, in either run. Long jobs gain from the same: MALLOC_TRIM_THRESHOLD_=1073741824
+MALLOC_MMAP_THRESHOLD_=33554432 in the environment.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import itertools
 import statistics
 import time
@@ -29,6 +34,7 @@ from flexgen.conditional import CategoricalMarginals, MarginalConditional
 from flexgen.query import Query
 from flexgen.space import Space
 from samplers import GibbsSampler, scans
+from samplers.reducibility import MAX_SWEEPS
 from samplers.scans import Scan, Sweep
 
 
@@ -71,6 +77,14 @@ class Timed(MarginalConditional):
         return answer
 
 
+def keep_freed_memory() -> None:
+    """As the two settings of the environment above would, where the C library is glibc."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
+        mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD, the largest that glibc takes
+
+
 def time_once(function: Callable[[], object]) -> float:
     start = time.process_time()  # of this process on its one thread, so that other load disturbs less
     function()
@@ -89,6 +103,8 @@ def measure(num_sites: int, scan: Scan, *, chains: int, sweeps: int, repeats: in
     timed = Timed(conditional)
     sampler = GibbsSampler(timed, scan=scan)
 
+    state = sampler.run(x=start, draws=0, warmup=MAX_SWEEPS, generator=2).state
+
     def bare() -> None:
         with torch.no_grad():
             for _ in range(sweeps):
@@ -96,10 +112,9 @@ def measure(num_sites: int, scan: Scan, *, chains: int, sweeps: int, repeats: in
                     conditional.marginals(start, query)
 
     def full() -> None:
-        sampler.run(x=start, draws=sweeps - sweeps // 4, warmup=sweeps // 4, generator=2)
+        sampler.run(state=state, draws=sweeps)
 
     bare()
-    full()
     bare_times, full_times, outside = [], [], []
     for _ in range(repeats):
         bare_times.append(time_once(bare))
@@ -113,13 +128,12 @@ def measure(num_sites: int, scan: Scan, *, chains: int, sweeps: int, repeats: in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chains", type=int, default=1024)
-    parser.add_argument("--sweeps", type=int, default=12)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--sweeps", type=int, default=3, help="of every run")
+    parser.add_argument("--repeats", type=int, default=21)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print(
-        f"{arguments.chains} chains, masked MLP 256 x 4, one thread; medians of {arguments.repeats} interleaved repeats"
-    )
+    keep_freed_memory()
+    print(f"{arguments.chains} chains, masked MLP 256 x 4, one thread; medians of {arguments.repeats} alternating runs")
     print(f"{'scan':<18}{'sites':>6}{'bare ms/step':>14}{'sampler ms/step':>17}{'overhead':>10}{'outside':>10}")
     for name, scan, num_sites in (
         ("systematic", scans.systematic(), 11),

@@ -201,6 +201,6 @@ _M1, _M2 = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
 
 def _mix(z: Tensor) -> Tensor:
     """SplitMix64's finaliser, a bijection of 64-bit integers. int64 wraps; the masks make its shifts logical."""
-    z = (z ^ ((z >> 30) & 0x3FFFFFFFF)) * _M1
-    z = (z ^ ((z >> 27) & 0x1FFFFFFFFF)) * _M2
-    return z ^ ((z >> 31) & 0x1FFFFFFFF)
+    z = (z ^ ((z >> 30) & 0x3FFFFFFFF)).mul_(_M1)  # the first product is ours to write into
+    z.bitwise_xor_((z >> 27).bitwise_and_(0x1FFFFFFFFF)).mul_(_M2)
+    return z.bitwise_xor_((z >> 31).bitwise_and_(0x1FFFFFFFF))

@@ -164,15 +164,13 @@ class RandomSite(Scan):
     def steps(self, free: Tensor, num_rows: int, *, generator: Randomness) -> Iterator[Step]:
         num_sites = free.shape[-1]
         free = free.expand(num_rows, -1)
-        places = torch.arange(num_sites, device=free.device)
-        sites, counts = first_in_order(free, places)  # [B, N], [B]
-        ragged = not bool((counts == counts[0]).all())
-        num_steps = int(counts.max())
-        u = rng.uniform((num_rows, num_steps), generator=generator, dtype=torch.float64)
-        visits = sites.gather(1, (u * counts[:, None]).long()).T.contiguous()  # [T, B]
-        for step in range(num_steps):
-            # A row with few free sites rests after as many updates as it has of them, whatever rows stand beside it.
-            yield SiteQuery.complete_rows(visits[step], step < counts if ragged else None, num_sites)
+        counts = free.sum(1)  # [B]
+        u = rng.uniform((num_rows, int(counts.max())), generator=generator, dtype=torch.float64)
+        sites = (u * counts[:, None]).long()  # [B, T], of the free ones
+        if not bool(free.all()):
+            sites = first_in_order(free, torch.arange(num_sites, device=free.device))[0].gather(1, sites)
+        # A row with few free sites rests after as many updates as it has of them, whatever rows stand beside it.
+        yield from SiteQuery.complete_rows(sites.T.contiguous(), _has_step(counts), num_sites)
 
 
 @dataclass(frozen=True)
@@ -317,10 +315,20 @@ def _tuples(value: Any) -> Any:
 
 def _one_site_a_step(free: Tensor, order: Tensor) -> Iterator[SiteQuery]:
     """Each row's free sites in its order; rows that have visited all of theirs rest. free ``[B, N]``."""
+    if bool(free.all()):
+        yield from SiteQuery.complete_rows(order.expand(free.shape).T.contiguous(), None, free.shape[1])
+        return
     sites, counts = first_in_order(free, order)  # [B, N], [B]
-    num_steps, fewest = int(counts.max()), int(counts.min())
-    for step in range(num_steps):
-        yield SiteQuery.complete_rows(sites[:, step], None if step < fewest else step < counts, free.shape[-1])
+    visits = sites[:, : int(counts.max())].T.contiguous()  # [T, B]
+    yield from SiteQuery.complete_rows(visits, _has_step(counts), free.shape[1])
+
+
+def _has_step(counts: Tensor) -> Tensor | None:
+    """Bool ``[T, B]``: which of T = max(counts) steps the rows take; None where every row takes all of them."""
+    num_steps = int(counts.max())
+    if bool((counts == num_steps).all()):
+        return None
+    return torch.arange(num_steps, device=counts.device)[:, None] < counts
 
 
 def _sets(groups: Iterable[Sequence[int]], free: Tensor) -> Iterator[Tensor]:
