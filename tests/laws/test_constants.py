@@ -7,6 +7,7 @@ plus the sampling error of the draws here, at a false-alarm rate of 1e-6 a compa
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -202,12 +203,41 @@ def test_vaeac_tables_and_image_areas() -> None:
     assert int(law.laws[2].laws[0].inclusion(1024).sum()) == 256  # type: ignore[attr-defined]
 
 
+def cubic(d: Tensor) -> Tensor:
+    """Keys' kernel with a = -3/4."""
+    near, far = 1.25 * d**3 - 2.25 * d**2 + 1, -0.75 * (d**3 - 5 * d**2 + 8 * d - 4)
+    return torch.where(d < 1, near, torch.where(d < 2, far, 0.0))
+
+
+def linear(d: Tensor) -> Tensor:
+    return (1 - d).clamp_min(0.0)
+
+
+def share_below(threshold: float, kernel: Callable[[Tensor], Tensor]) -> float:
+    """P(Σ_ij w_i(s) w_j(t) U_ij < threshold), U uniform and s, t the uniform place of a site between coarse cells.
+
+    Gil-Pelaez: a weighted sum of uniforms, its mean 1/2, has characteristic function e^{iu/2} Π sin(uw/2) / (uw/2).
+    """
+    s = (torch.arange(24, dtype=torch.float64) + 0.5) / 48  # up to 1/2, for the kernel is even
+    weights = kernel(torch.stack([1 + s, s, 1 - s, 2 - s], -1))  # [24, 4]
+    du = 0.25
+    u = du * (torch.arange(1000, dtype=torch.float64) + 0.5)
+    total = torch.zeros(())
+    for row in weights:
+        products = (row[:, None] * weights[:, None, :]).flatten(1)  # [24, 16]
+        characteristic = torch.sinc(u[:, None, None] * products / (2 * math.pi)).prod(-1)  # [1000, 24]
+        total = total + (torch.sin(u * (0.5 - threshold)) / u * characteristic.mean(-1)).sum() * du
+    return 0.5 - float(total) / len(weights) / math.pi
+
+
 @pytest.mark.statistical
-def test_pattern_has_about_its_density() -> None:
-    """Cubic weights sum to one, so the field has mean 1/2 everywhere, and no site is special."""
+def test_pattern_has_the_density_of_its_field() -> None:
+    """No site is special, and the share of targets is that of cubic enlargement; of a linear one it is smaller."""
     share = sets(laws.Pattern((32, 32), 0.06, 0.25), 2000, 1024)[0].float()
-    assert 0.15 < float(share.mean()) < 0.3
+    assert_mean(share.mean(1), share_below(0.25, cubic))
     assert_mean(share[:, 0] - share[:, 1000], 0.0)
+    with pytest.raises(AssertionError):
+        assert_mean(share.mean(1), share_below(0.25, linear))
 
 
 def test_simformer() -> None:

@@ -187,7 +187,8 @@ def test_shrinkage_pulls_the_classes_together(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.statistical
 def test_the_class_mixture_finds_its_classes() -> None:
-    """Separated classes, n = 2000: the held-out likelihood is within Wilks' bound of the truth's, false alarm 1e-4.
+    """Separated classes, n = 2000: the held-out likelihood is within Wilks' bound of the truth's, false alarm 1e-4 for
+    the fit and 1e-4 for the noise of the test rows.
 
     d = 1 weight + 2 * (2 means + 3 covariances + 3 free probabilities); one class falls short by far more.
     """
@@ -221,10 +222,10 @@ def test_the_class_mixture_finds_its_classes() -> None:
         return fit_class_mixture(layout, y, codes, num_classes, strength=1.0, generator=rng.stream(1, "classes"))
 
     # Mean loss to the truth on new rows: the fit's KL, at most the bound, plus the noise of 2000 differences.
-    bound = stats.chi2.ppf(1 - 1e-4, 17) / (2 * 2000)
+    bound = stats.chi2.isf(1e-4, 17) / (2 * 2000)
     for num_classes, good in ((2, True), (1, False)):
         loss = score(truth) - score(fitted(num_classes))
-        noise = 4 * float(loss.std()) / math.sqrt(2000)
+        noise = stats.norm.isf(1e-4) * float(loss.std()) / math.sqrt(2000)
         assert (float(loss.mean()) < bound + noise) == good
 
 
@@ -239,16 +240,19 @@ def planted(num_entries: int, weight: float) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.statistical
-@pytest.mark.parametrize("weight", [0.5, 0.8])
+@pytest.mark.parametrize("weight", [0.4, 0.8])
 def test_planted_weights_are_recovered(weight: float) -> None:
-    """The maximum-likelihood weight has variance 1 / (n I), with I the information by a sum over the draws; 5 sd."""
+    """The maximum-likelihood weight has variance 1 / (n I), with n I the information by a sum over the draws; false
+    alarm 1e-6. Members in the wrong order have the wrong weights, and up to rounding the same ones."""
     log_probs, asked = planted(5000, weight)
     found = float(pool_weights(log_probs, asked, prior_entries=1e-6).exp()[0, 0])
     p = log_probs.exp()[:, :, 0]
     score = (p[0] - p[1]) / (weight * p[0] + (1 - weight) * p[1])
-    assert abs(found - weight) < 5 / math.sqrt(float(score.square().sum()))
-    swapped = float(pool_weights(log_probs.flip(0), asked).exp()[0, 0])
-    assert swapped == pytest.approx(1 - found, abs=0.02)
+    bound = stats.norm.isf(1e-6 / 2) / math.sqrt(float(score.square().sum()))
+    assert abs(found - weight) < bound
+    swapped = float(pool_weights(log_probs.flip(0), asked, prior_entries=1e-6).exp()[0, 0])
+    assert abs(swapped - weight) > bound
+    assert swapped == pytest.approx(1 - found, rel=1e-9)
 
 
 def test_the_only_good_member_gets_everything() -> None:
