@@ -7,7 +7,11 @@ goes on.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -15,7 +19,7 @@ from torch import Tensor
 
 from flexgen.errors import FlexgenError
 
-__all__ = ["Histogram", "MeanVariance", "Observer", "PairwiseCounts"]
+__all__ = ["Histogram", "MeanVariance", "Observer", "PairwiseCounts", "undivided"]
 
 
 @runtime_checkable
@@ -104,3 +108,29 @@ class PairwiseCounts:
         k = self.num_categories
         n = len(self._counts) // k
         return self._counts.view(n, k, n, k).permute(0, 2, 1, 3)
+
+
+@contextmanager
+def undivided() -> Iterator[None]:
+    """Within, Ctrl-C waits for the end; a second one interrupts at once.
+
+    A draw that observers have seen is thereby counted: a resumed run would otherwise show it to them again.
+    """
+    if threading.current_thread() is not threading.main_thread():  # the only one that is interrupted
+        yield
+        return
+    waiting = False
+
+    def wait(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal waiting
+        if waiting:
+            raise KeyboardInterrupt
+        waiting = True
+
+    previous = signal.signal(signal.SIGINT, wait)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous or signal.SIG_DFL)
+        if waiting:
+            signal.raise_signal(signal.SIGINT)
