@@ -11,8 +11,9 @@ from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from flexgen.errors import DataError
 from flexgen.space import Kind
-from flexgen.table_model import LEAST_ROWS, TableModel, TableSettings
+from flexgen.table_model import LEAST_ROWS, METHODS, TableModel, TableSettings
 
 __all__ = ["TableImputer"]
 
@@ -29,6 +30,8 @@ class TableImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # ty
         kinds: column -> "real", "integer" or "categorical", where a dtype does not say what is meant.
         settings: how the model is fitted; see `TableSettings`.
         random_state: seed of the fit and of draws; an int, a numpy RandomState or None.
+        unknown: what `transform` does with a level that `fit` did not see, as a rare one in a test fold may be:
+            ``"error"``, or ``"missing"``: treat it as a missing entry, which is then filled like any other.
         progress: show the training's progress bar.
 
     Attributes:
@@ -46,16 +49,22 @@ class TableImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # ty
         kinds: Mapping[str, Kind] | None = None,
         settings: TableSettings | None = None,
         random_state: int | np.random.RandomState | None = None,
+        unknown: Literal["error", "missing"] = "error",
         progress: bool = False,
     ) -> None:
         self.method = method
         self.kinds = kinds
         self.settings = settings
         self.random_state = random_state
+        self.unknown = unknown
         self.progress = progress
 
     def fit(self, X: Any, y: Any = None) -> Self:  # noqa: ARG002 - scikit-learn's signature
         """Args: X: data frame or array ``[rows, columns]``, NaN (or None, NA) where missing; y is ignored."""
+        if self.method not in METHODS:
+            raise DataError("method", f"is {self.method!r}", "Choose 'mean', 'mode' or 'draw'.")
+        if self.unknown not in ("error", "missing"):
+            raise DataError("unknown", f"is {self.unknown!r}", "Choose 'error' or 'missing'.")
         frame = self._frame(X, reset=True)
         # Columns without a value cannot be learned; as in SimpleImputer(keep_empty_features=True) they become zeros.
         self.empty_ = [name for name in frame if frame[name].isna().all()]
@@ -69,7 +78,10 @@ class TableImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # ty
         """X with its missing entries filled: a frame for a frame, an array for an array."""
         check_is_fitted(self)
         frame = self._frame(X, reset=False)
-        filled = self.model_.impute(frame.drop(columns=self.empty_), method=self.method, generator=self.draw_seed_)
+        known = frame.drop(columns=self.empty_)
+        if self.unknown == "missing":
+            known = self.model_.schema.without_unknown(known)
+        filled = self.model_.impute(known, method=self.method, generator=self.draw_seed_)
         for name in self.empty_:
             filled[name] = frame[name].astype(float).fillna(0.0)
         filled = filled[list(frame)]

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from flexgen import rng
+from flexgen.checks import folder_path, kind_of, randomness, whole_number
 from flexgen.data.schema import TableSchema
-from flexgen.errors import CheckpointError, DataError
+from flexgen.data.selection import Columns, column_numbers, given_row, query_of
+from flexgen.errors import DataError
 from flexgen.laws import MaskLaw
 from flexgen.query import Query
 from flexgen.rng import Randomness
 from flexgen.space import Kind
-from flexgen.tables import FitReport, TableConditional, TableMarginals, TableSettings, fit_table
-from flexgen.tables.checkpoint import conditional_from_config, conditional_to_config
-from samplers import GibbsSampler, any_order
+from flexgen.tables import FitReport, TableConditional, TableSettings, fit_table
+from flexgen.tables.checkpoint import read_table_model, write_table_model
+from flexgen.tables.describe import describe
+from samplers import ChainResult, GibbsSampler, any_order
 from samplers.laws import power_cardinality
 from samplers.scans import Scan
 
@@ -33,11 +33,9 @@ __all__ = ["TableModel", "TableSettings"]
 
 LEAST_ROWS = 10
 _ROWS_AT_ONCE = 4096
-_FORMAT = 1
-_MOST_MAGNITUDE = 1e100
 
 Method = Literal["mean", "mode", "draw"]
-Columns = Sequence[str] | np.ndarray | pd.DataFrame | None
+METHODS = get_args(Method)
 
 
 class TableModel:
@@ -85,22 +83,27 @@ class TableModel:
             DataError: nothing to learn from, or values that no column can hold; names the column and the fix.
         """
         if settings is not None and not isinstance(settings, TableSettings):
-            raise DataError("settings", f"is a {type(settings).__name__}", "Pass a TableSettings(...).")
+            raise DataError("settings", f"is {kind_of(settings)}", "Pass a TableSettings(...).")
         if law is not None and not isinstance(law, MaskLaw):
             raise DataError("law", f"is {law!r}", "Pass a law of samplers.laws, such as laws.any_order().")
+        seed = whole_number("seed", seed, 0)
+        if checkpoint_dir is not None:
+            checkpoint_dir = folder_path("checkpoint_dir", checkpoint_dir)
+        elif resume:
+            raise DataError("resume", "is True without checkpoint_dir", "Pass the folder of the call to go on with.")
         schema = TableSchema.infer(df, kinds)
         x = schema.encode(df)
         x = x[~x.isnan().all(1)]  # a row without an entry teaches nothing
         if len(x) < LEAST_ROWS:
             raise DataError("df", f"has {len(x)} row(s) with an entry", f"Pass at least {LEAST_ROWS}.")
-        _require_moderate(schema, x)
+        schema.require_moderate(x)
         conditional, report = fit_table(
             x,
             schema.space,
             law or power_cardinality(),
             settings or TableSettings(),
             seed=seed,
-            directory=None if checkpoint_dir is None else Path(checkpoint_dir),
+            directory=checkpoint_dir,
             resume=resume,
             progress=progress,
         )
@@ -143,11 +146,13 @@ class TableModel:
             batch_size: rows computed at once.
             progress: show a bar.
         """
-        if method not in ("mean", "mode", "draw"):
+        if method not in METHODS:
             raise DataError("method", f"is {method!r}", "Choose 'mean', 'mode' or 'draw'.")
-        if num_draws < 1 or (num_draws > 1 and method != "draw"):
+        num_draws = whole_number("num_draws", num_draws, 1)
+        if num_draws > 1 and method != "draw":
             raise DataError("num_draws", f"is {num_draws} with method {method!r}", "Pass 1, or method='draw'.")
-        _require_positive("batch_size", batch_size)
+        batch_size = whole_number("batch_size", batch_size, 1)
+        generator = randomness("generator", generator)
         x = self.schema.encode(df)
         seed = rng.seed_from(generator) if method == "draw" else 0
         frames = []
@@ -158,7 +163,7 @@ class TableModel:
                 for some in rows.split(batch_size) if len(rows) else ():
                     filled[some] = self._fill(x[some], method, rng.Streams(rng.key(seed, "impute", number), some))
                     bar.update(len(some))
-                frames.append(self._merged(df, filled))
+                frames.append(self.schema.fill(df, filled))
         if num_draws == 1:
             return frames[0]
         return pd.concat(frames, keys=range(num_draws), names=["draw"])
@@ -170,7 +175,7 @@ class TableModel:
 
         Each frame draws from a seed of its own, derived from `generator` and its place.
         """
-        seed = rng.seed_from(options.pop("generator", None))
+        seed = rng.seed_from(randomness("generator", options.pop("generator", None)))
         for number, frame in enumerate(frames):
             yield self.impute(frame, method, generator=rng.key(seed, "frame", number), **options)
 
@@ -198,17 +203,17 @@ class TableModel:
             batch_size: rows computed at once.
             progress: show a bar.
         """
-        if not isinstance(num_rows, int) or num_rows < 0:
-            raise DataError("num_rows", f"is {num_rows!r}", "Pass a whole number, 0 or more.")
-        if given is not None and not isinstance(given, Mapping):
-            raise DataError("given", f"is a {type(given).__name__}", "Pass a mapping, such as {'column': value}.")
-        _require_positive("batch_size", batch_size)
+        num_rows = whole_number("num_rows", num_rows, 0)
+        num_sweeps = whole_number("num_sweeps", num_sweeps, 0)
+        batch_size = whole_number("batch_size", batch_size, 1)
+        if scan is not None and not isinstance(scan, Scan):
+            raise DataError("scan", f"is {kind_of(scan)}", "Pass a scan of samplers.scans, such as scans.random().")
         if (scan is None) != (num_sweeps == 0):
             raise DataError(
                 "num_sweeps", f"is {num_sweeps} with scan {scan}", "Pass a scan and at least one sweep, or neither."
             )
-        start, observed = self._given(given or {})
-        seed = rng.seed_from(generator)
+        start, observed = given_row(self.schema, {} if given is None else given)
+        seed = rng.seed_from(randomness("generator", generator))
         parts = []
         with tqdm(total=num_rows, disable=not progress, unit="row") as bar:
             for rows in torch.arange(num_rows).split(batch_size) if num_rows else ():
@@ -254,11 +259,11 @@ class TableModel:
             generator: of the orders.
             batch_size: rows computed at once.
         """
-        _require_positive("batch_size", batch_size)
-        _require_positive("num_orders", num_orders)
+        batch_size = whole_number("batch_size", batch_size, 1)
+        num_orders = whole_number("num_orders", num_orders, 1)
+        source = rng.seed_from(randomness("generator", generator))
         x = self.schema.encode(df)
-        query = self._query(df, x, target, observed)
-        source = rng.seed_from(generator)
+        query = query_of(self.schema, df, x, target, observed)
         parts = []
         for rows in torch.arange(len(x)).split(batch_size) if len(x) else ():
             values = x[rows].nan_to_num(0.0).to(self.device)
@@ -284,14 +289,10 @@ class TableModel:
             Column -> frame with ``mean``, ``sd`` and the quantiles, or the probability of every level. By default a
             row per row in which the column is missing.
         """
-        if isinstance(columns, str):
-            raise DataError("columns", f"is the string {columns!r}", f"Pass a list, [{columns!r}].")
-        outside = [q for q in quantiles if not 0 < q < 1]
-        if outside:
-            raise DataError("quantiles", f"holds {outside[0]}", "Pass numbers between 0 and 1.")
+        quantiles = _quantiles(quantiles)
+        chosen = column_numbers(self.schema, self.schema.names if columns is None else columns, "columns")
         x = self.schema.encode(df)
         observed = ~x.isnan()
-        chosen = [self.schema.position(name, argument="columns") for name in columns or self.schema.names]
         if columns is not None:
             observed[:, chosen] = False
         answers: dict[str, list[pd.DataFrame]] = {self.schema.names[j]: [] for j in chosen}
@@ -299,27 +300,31 @@ class TableModel:
             some = observed[rows]
             query = Query(torch.zeros_like(some), some).to(self.device)
             marginals = self._conditional.marginals(x[rows].nan_to_num(0.0).to(self.device), query)
-            described = _describe(self.schema, marginals, df.index[rows.numpy()], quantiles, chosen)
+            described = describe(self.schema, marginals, df.index[rows.numpy()], quantiles, chosen)
             for name, frame in described.items():
                 answers[name].append(frame[~some[:, self.schema.position(name)].numpy()])
         return {name: pd.concat(frames) for name, frames in answers.items() if sum(map(len, frames))}
 
+    def to_frame(self, chains: ChainResult | Tensor) -> pd.DataFrame:
+        """The draws of chains over the model's conditional, as rows of the table.
+
+        Args:
+            chains: what a sampler returned, or its draws ``[S, B, N]``.
+
+        Returns:
+            A row a draw, on an index of ``chain`` (its name) and ``draw``, with the dtypes of the table.
+        """
+        draws = chains.draws if isinstance(chains, ChainResult) else chains
+        if not isinstance(draws, Tensor) or draws.ndim != 3:
+            found = f"have shape {tuple(draws.shape)}" if isinstance(draws, Tensor) else f"is {kind_of(chains)}"
+            raise DataError("chains", found, "Pass what a sampler's run() returned, or its draws [S, B, N].")
+        names = chains.state.chain_ids.tolist() if isinstance(chains, ChainResult) else range(draws.shape[1])
+        index = pd.MultiIndex.from_product([names, range(len(draws))], names=["chain", "draw"])
+        return self.schema.decode(draws.transpose(0, 1).flatten(0, 1), index)
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes ``config.json`` and ``model.safetensors``; what stood there is replaced only once both are whole."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        config = {
-            "flexgen_format": _FORMAT,
-            "schema": self.schema.to_dict(),
-            "conditional": conditional_to_config(self._conditional),
-            "report": self.report.to_dict(),
-        }
-        tensors = {name: t.detach().cpu().contiguous() for name, t in self._conditional.state_dict().items()}
-        save_file(tensors, folder / ".model.partial")
-        config["model_sha256"] = _sha256(folder / ".model.partial")  # so that files of two models do not mix
-        (folder / ".config.partial").write_text(json.dumps(config, indent=1))
-        (folder / ".model.partial").replace(folder / "model.safetensors")
-        (folder / ".config.partial").replace(folder / "config.json")
+        write_table_model(folder, self.schema, self._conditional, self.report)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> TableModel:
@@ -328,41 +333,11 @@ class TableModel:
         Raises:
             CheckpointError: files absent, damaged, of another format, or of different models.
         """
-        folder = Path(folder)
-        for name in ("config.json", "model.safetensors"):
-            if not (folder / name).is_file():
-                raise CheckpointError(
-                    "folder", f"{str(folder)!r} holds no {name}", "Pass a folder that save_pretrained wrote."
-                )
-        again = "Save the model again."
-        try:
-            config = json.loads((folder / "config.json").read_text())
-            found = config["flexgen_format"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError("folder", f"{folder / 'config.json'} is damaged ({error})", again) from error
-        if found != _FORMAT:
-            raise CheckpointError(
-                "folder", f"{str(folder)!r} has format {found}", f"This version reads format {_FORMAT}."
-            )
-        try:
-            schema = TableSchema.from_dict(config["schema"])
-            conditional = conditional_from_config(config["conditional"], schema.space)
-            if config["model_sha256"] != _sha256(folder / "model.safetensors"):
-                raise ValueError("model.safetensors is not the file that config.json was saved with")
-            tensors = load_file(folder / "model.safetensors")
-            conditional.load_state_dict(tensors)
-        except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise CheckpointError(
-                "folder", f"{str(folder)!r} holds files that do not fit together ({reason})", again
-            ) from error
-        return cls(schema, conditional, FitReport(**config["report"]))
+        return cls(*read_table_model(folder))
 
     def __repr__(self) -> str:
-        shares = ", ".join(f"{name} {weight:.0%}" for name, weight in self.report.weights.items())
+        shares = self.report.shares
         return f"TableModel({self.schema.space}{'; ' + shares if shares else ''})"
-
-    # -- helpers
 
     def _fill(self, x: Tensor, method: Method, streams: rng.Streams) -> Tensor:
         """x with NaN replaced."""
@@ -381,101 +356,12 @@ class TableModel:
                 filled[:, categorical] = marginals.latents.log_probs.argmax(-1).double()
         return torch.where(missing, filled.cpu(), x)
 
-    def _merged(self, df: pd.DataFrame, filled: Tensor) -> pd.DataFrame:
-        """The caller's frame with its gaps filled; present entries keep their very values."""
-        decoded = self.schema.decode(filled, df.index)
-        gaps = [name for name in df.columns if str(name) in self.schema.names and df[name].isna().any()]
-        merged = df.copy()
-        for name in gaps:
-            guess, own = decoded[str(name)], df[name]
-            if pd.api.types.is_numeric_dtype(guess.dtype) and guess.dtype != own.dtype:
-                own = own.astype(guess.dtype) if not own.isna().any() else own.astype("Float64").astype(float)
-            merged[name] = guess.where(df[name].isna(), own)
-        return merged
 
-    def _given(self, given: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """A row of values ``[N]``, and which are given."""
-        observed = torch.zeros(len(self.schema.columns), dtype=torch.bool)
-        x = torch.zeros(len(self.schema.columns), dtype=torch.float64)
-        for name, value in given.items():
-            place = self.schema.position(name, argument="given")
-            code = float(self.schema.columns[place].encode(pd.Series([value], name=name))[0])
-            if np.isnan(code):
-                raise DataError("given", f"holds no value for {name!r}", "Leave the column out to have it drawn.")
-            x[place], observed[place] = code, True
-        return x, observed
-
-    def _query(self, df: pd.DataFrame, x: Tensor, target: Columns, observed: Columns) -> Query:
-        present = ~x.isnan()
-        wanted = None if target is None else self._sites(df, target, "target")
-        known = None if observed is None else self._sites(df, observed, "observed")
-        if wanted is None:
-            wanted = torch.ones_like(present) if known is None else ~known
-        elif known is None:
-            known = ~wanted
-        known = torch.zeros_like(present) if known is None else known
-        return Query(wanted.expand_as(present) & present, known.expand_as(present) & present)
-
-    def _sites(self, df: pd.DataFrame, chosen: Columns, argument: str) -> Tensor:
-        """bool ``[N]`` or ``[B, N]``."""
-        assert chosen is not None
-        if isinstance(chosen, str):
-            raise DataError(argument, f"is the string {chosen!r}", f"Pass a list, [{chosen!r}].")
-        if isinstance(chosen, pd.DataFrame):
-            chosen = chosen.rename(columns=str)
-            absent = [name for name in self.schema.names if name not in chosen]
-            if absent:
-                raise DataError(argument, f"lacks the column {absent[0]!r}", "Pass booleans for every column.")
-            chosen = chosen[list(self.schema.names)].to_numpy(bool)
-        if isinstance(chosen, np.ndarray):
-            if chosen.dtype != bool or chosen.shape != (len(df), len(self.schema.columns)):
-                raise DataError(
-                    argument,
-                    f"has shape {chosen.shape} and dtype {chosen.dtype}",
-                    f"Pass booleans of shape {(len(df), len(self.schema.columns))}, or names of columns.",
-                )
-            return torch.from_numpy(chosen.copy())
-        sites = torch.zeros(len(self.schema.columns), dtype=torch.bool)
-        for name in chosen:
-            sites[self.schema.position(name, argument=argument)] = True
-        return sites
-
-
-def _require_positive(argument: str, number: int) -> None:
-    if number < 1:
-        raise DataError(argument, f"is {number}", "Pass at least 1.")
-
-
-def _require_moderate(schema: TableSchema, x: Tensor) -> None:
-    """Refuses numbers whose squares, or those of their differences, leave the range of float64."""
-    for name, values in zip(schema.names, x.numpy().T, strict=True):
-        present = values[~np.isnan(values)]
-        if len(present) == 0:
-            continue
-        low, high = present.min(), present.max()
-        if max(-low, high) > _MOST_MAGNITUDE or 0 < high - low < 1 / _MOST_MAGNITUDE:
-            raise DataError(f"column {name!r}", f"runs from {low:g} to {high:g}, too far for float64", "Rescale it.")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _describe(
-    schema: TableSchema, marginals: TableMarginals, index: pd.Index, quantiles: Sequence[float], chosen: Sequence[int]
-) -> dict[str, pd.DataFrame]:
-    maps = marginals.maps
-    numbers = {"mean": marginals.mean(), "sd": marginals.sd()} | {
-        f"q{100 * q:g}": marginals.quantile(q) for q in quantiles
-    }
-    places = maps.categorical.tolist()
-    described = {}
-    for j in chosen:
-        column = schema.columns[j]
-        if column.kind == "categorical":
-            shares = marginals.latents.log_probs[:, places.index(j), : len(column.levels)].exp()
-            described[column.name] = pd.DataFrame(shares.cpu().numpy(), index, list(column.levels))
-        else:
-            described[column.name] = pd.DataFrame({k: v[:, j].cpu().numpy() for k, v in numbers.items()}, index)
-    return described
+def _quantiles(quantiles: Any) -> list[float]:
+    if isinstance(quantiles, str) or not isinstance(quantiles, Iterable):
+        raise DataError("quantiles", f"is {kind_of(quantiles)}", "Pass a list of numbers, such as [0.05, 0.5, 0.95].")
+    chosen = list(quantiles)
+    for q in chosen:
+        if not isinstance(q, Real) or not 0 < float(q) < 1:
+            raise DataError("quantiles", f"holds {q!r}", "Pass numbers between 0 and 1.")
+    return [float(q) for q in chosen]

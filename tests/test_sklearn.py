@@ -8,8 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.base import clone
+from sklearn.compose import make_column_transformer
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import KFold, cross_val_score
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from flexgen.sklearn import TableImputer
@@ -111,4 +114,36 @@ def test_columns_of_another_table_are_refused(fitted: TableImputer, frame: pd.Da
     with pytest.raises(ValueError, match="which the model never saw"):
         fitted.transform(frame.assign(kind="z"))
     with pytest.raises(ValueError, match=r"method: is 'median'\. Choose 'mean', 'mode' or 'draw'"):
-        imputer(method="median").fit(frame).transform(frame)
+        imputer(method="median").fit(frame)
+    with pytest.raises(ValueError, match=r"unknown: is 'drop'\. Choose 'error' or 'missing'"):
+        imputer(unknown="drop").fit(frame)
+
+
+def test_levels_of_test_folds_alone_are_missing_if_asked(frame: pd.DataFrame) -> None:
+    """A level in one row is in one test fold, and then in no training fold."""
+    rare = frame.assign(kind=frame["kind"].astype(object), grade=frame["grade"].astype(object))
+    rare.loc["row 7", "kind"] = "rare"
+    label = frame["real"].fillna(0) > 0
+
+    def score(unknown: str) -> np.ndarray:
+        encode = make_column_transformer((OneHotEncoder(), ["kind", "grade"]), remainder="passthrough")
+        pipeline = make_pipeline(imputer(unknown=unknown), encode, LogisticRegression(max_iter=1000))
+        return cross_val_score(pipeline, rare, label, cv=KFold(3), error_score="raise")
+
+    assert (score("missing") > 0.5).all()
+    with pytest.raises(ValueError, match=r"holds the level 'rare' .*, which the model never saw"):
+        score("error")
+
+
+@pytest.mark.parametrize("dtype", ["object", "category"])
+def test_an_unknown_level_is_imputed_as_a_missing_one_is(frame: pd.DataFrame, dtype: str) -> None:
+    known = frame.assign(kind=frame["kind"].astype(dtype))
+    later = known.assign(kind=known["kind"].astype(object))
+    later.loc[["row 3", "row 9"], "kind"] = ["new", "newer"]
+    later["kind"] = later["kind"].astype(dtype)
+    gappy = known.copy()
+    gappy.loc[["row 3", "row 9"], "kind"] = None
+    fitted = imputer(unknown="missing", method="draw").fit(known)
+    filled = fitted.transform(later)
+    assert filled["kind"].dtype == fitted.transform(gappy)["kind"].dtype
+    pd.testing.assert_frame_equal(filled, fitted.transform(gappy))

@@ -20,7 +20,7 @@ import torch
 from flexgen.errors import CheckpointError
 from flexgen.table_model import TableModel
 from flexgen.training import latest_checkpoint
-from samplers import scans
+from samplers import GibbsSampler, scans
 from tests.tables.small import EXACT, LONGER, NETWORK, mixed_table, with_gaps
 
 CHILD = Path(__file__).parent / "tables" / "child.py"
@@ -343,3 +343,41 @@ def test_present_entries_keep_their_very_values() -> None:
     filled = TableModel.fit(df, kinds={"id": "real"}, settings=EXACT).impute(df, "draw", generator=0)
     present = df["id"].notna()
     assert (filled["id"][present].astype("Int64") == df["id"][present]).all()
+
+
+def test_filled_booleans_are_booleans() -> None:
+    real = np.random.default_rng(0).normal(size=60)
+    whole = pd.DataFrame({"flag": real > 0, "real": real})
+    gappy = whole.assign(flag=whole["flag"].astype(object).mask(np.arange(60) % 4 == 0))
+    assert gappy["flag"].dtype == object
+    nullable = gappy.assign(flag=gappy["flag"].astype("boolean"))
+    for learned in (whole, gappy, nullable):
+        model = TableModel.fit(learned, settings=EXACT, progress=False)
+        for method in ("mean", "mode", "draw"):
+            filled = model.impute(gappy, method, generator=0)["flag"]
+            assert filled.dtype == bool
+            assert (filled == whole["flag"])[gappy["flag"].notna()].all()
+            assert model.impute(nullable, method, generator=0)["flag"].dtype == "boolean"
+
+
+# Chains ---------------------------------------------------------------------------------------------------------------
+
+
+def test_chains_as_a_frame(model: TableModel) -> None:
+    sampler = GibbsSampler(model.conditional(), scan=scans.systematic())
+    chains = sampler.run(draws=3, chain_ids=[5, 2], generator=0)
+    rows = model.to_frame(chains)
+    assert rows.index.names == ["chain", "draw"]
+    assert list(rows.index) == [(chain, draw) for chain in (5, 2) for draw in range(3)]
+    assert rows.dtypes.equals(model.sample(1).dtypes)
+    for b, chain in enumerate((5, 2)):
+        own = rows.loc[chain]
+        pd.testing.assert_frame_equal(own, model.schema.decode(chains.draws[:, b], own.index))
+    pd.testing.assert_frame_equal(model.to_frame(chains.draws).reset_index(drop=True), rows.reset_index(drop=True))
+
+
+def test_the_report_prints_short(model: TableModel) -> None:
+    told = repr(model.report)
+    assert told.startswith(f"FitReport({model.report.held_out['pool']:.3f} nats an entry held out; gaussian ")
+    assert told.endswith("1 network(s) trained)")
+    assert len(told) < 120

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from flexgen.errors import ConfigError, DataError
+from flexgen.errors import ConfigError, FlexgenError
 from flexgen.table_model import TableModel
 from flexgen.tables import TableSettings
 from samplers import GibbsSampler, scans
@@ -68,7 +69,22 @@ FITS: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
         "kinds: gives 'a' the kind 'ordinal'. Choose 'real', 'integer' or 'categorical'.",
     ),
     "fractions as whole numbers": (
-        lambda: pd.DataFrame({"a": A}), {"kinds": {"a": "integer"}}, "but the model knows it as whole numbers",
+        lambda: pd.DataFrame({"a": A}), {"kinds": {"a": "integer"}}, "kinds: says that 'a' is integer, but it holds",
+    ),
+    "kinds of no mapping": (lambda: pd.DataFrame({"a": A}), {"kinds": "real"}, "kinds: is 'real'. Pass a mapping"),
+    "lists in cells": (
+        lambda: pd.DataFrame({"a": A, "l": [[1, 2]] * N}), {},
+        "column 'l': holds a list in row 0, where a cell holds one value. Spread it over several columns, or drop it.",
+    ),
+    "a word as seed": (lambda: pd.DataFrame({"a": A}), {"seed": "a"}, "seed: is 'a'. Pass a whole number, 0 or more."),
+    "no seed": (lambda: pd.DataFrame({"a": A}), {"seed": None}, "seed: is None. Pass a whole number"),
+    "a negative seed": (lambda: pd.DataFrame({"a": A}), {"seed": -1}, "seed: is -1. Pass at least 0."),
+    "resuming from nowhere": (
+        lambda: pd.DataFrame({"a": A}), {"resume": True},
+        "resume: is True without checkpoint_dir. Pass the folder of the call to go on with.",
+    ),
+    "checkpoints in a file": (
+        lambda: pd.DataFrame({"a": A}), {"checkpoint_dir": __file__}, "test_table_model_errors.py' is a file. Name a",
     ),
     "words as numbers": (
         lambda: pd.DataFrame({"a": ["x", "y"] * 10}), {"kinds": {"a": "real"}}, "kinds: says that 'a' is real, but",
@@ -79,7 +95,7 @@ FITS: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", FITS)
 def test_tables_that_cannot_be_fitted(name: str) -> None:
     make, options, text = FITS[name]
-    with pytest.raises(DataError, match=re.escape(text)):
+    with pytest.raises(FlexgenError, match=re.escape(text)):
         fit(make(), **options)
 
 
@@ -159,15 +175,22 @@ CALLS: dict[str, tuple[Callable[[TableModel, pd.DataFrame], Any], str]] = {
     "many means": (lambda m, d: m.impute(d, num_draws=3), "num_draws: is 3 with method 'mean'. Pass 1, or"),
     "no draws": (lambda m, d: m.impute(d, "draw", num_draws=0), "num_draws: is 0"),
     "no batch": (lambda m, d: m.impute(d.mask(d.notna()), batch_size=0), "batch_size: is 0. Pass at least 1."),
-    "fewer than no rows": (lambda m, _: m.sample(-1), "num_rows: is -1. Pass a whole number, 0 or more."),
+    "fewer than no rows": (lambda m, _: m.sample(-1), "num_rows: is -1. Pass at least 0."),
     "sweeps of no scan": (lambda m, _: m.sample(1, num_sweeps=2), "num_sweeps: is 2 with scan None"),
     "a scan of no sweeps": (lambda m, _: m.sample(1, scan=scans.random()), "num_sweeps: is 0 with scan"),
     "given no column": (lambda m, _: m.sample(1, given={"color": 1}), "given: names 'color', which is no column"),
-    "given an unseen level": (lambda m, _: m.sample(1, given={"kind": "z"}), "column 'kind': holds the level 'z'"),
+    "given an unseen level": (lambda m, _: m.sample(1, given={"kind": "z"}), "given: holds the level 'z' for 'kind'"),
+    "given a list": (lambda m, _: m.sample(1, given={"kind": ["a"]}), "given: holds a list for 'kind'. Pass one value"),
+    "given a fraction": (lambda m, _: m.sample(1, given={"whole": 0.5}), "given: holds 0.5 for 'whole', but the model"),
+    "given no mapping": (lambda m, _: m.sample(1, given=["kind"]), "given: is a list. Pass a mapping, such as"),
+    "given a misspelt column": (
+        lambda m, _: m.sample(1, given={"knd": "a"}),
+        "given: names 'knd', which is no column. Did you mean 'kind'? Columns are",
+    ),
     "given nothing": (lambda m, _: m.sample(1, given={"real": np.nan}), "given: holds no value for 'real'"),
     "given None": (lambda m, _: m.sample(1, given={"kind": None}), "given: holds no value for 'kind'"),
-    "given an infinity": (lambda m, _: m.sample(1, given={"real": -np.inf}), "column 'real': holds -inf"),
-    "given a word": (lambda m, _: m.sample(1, given={"real": "x"}), "column 'real': has dtype"),
+    "given an infinity": (lambda m, _: m.sample(1, given={"real": -np.inf}), "given: holds -inf for 'real', a column"),
+    "given a word": (lambda m, _: m.sample(1, given={"real": "x"}), "given: holds 'x' for 'real', a column of numbers"),
     "a bare string": (lambda m, d: m.log_prob(d, "real"), "target: is the string 'real'. Pass a list, ['real']."),
     "a bare string observed": (lambda m, d: m.log_prob(d, ["few"], observed="real"), "observed: is the string 'real'"),
     "target no column": (lambda m, d: m.log_prob(d, ["color"]), "target: names 'color', which is no column"),
@@ -176,10 +199,37 @@ CALLS: dict[str, tuple[Callable[[TableModel, pd.DataFrame], Any], str]] = {
     "a frame of other columns": (
         lambda m, d: m.log_prob(d, d[["real"]].notna()), "target: lacks the column 'skewed'",
     ),
-    "both at once": (lambda m, d: m.log_prob(d, ["real"], observed=["real", "few"]), "observed: overlaps target"),
-    "no orders": (lambda m, d: m.log_prob(d, num_orders=0), "orders: is 0"),
+    "both at once": (
+        lambda m, d: m.log_prob(d, ["real"], observed=["few", "real"]),
+        "observed: overlaps target in column 'real'. A column is either asked for or conditioned on",
+    ),
+    "no orders": (lambda m, d: m.log_prob(d, num_orders=0), "num_orders: is 0. Pass at least 1."),
     "marginals of no column": (lambda m, d: m.marginals(d, ["color"]), "columns: names 'color'"),
     "marginals of a string": (lambda m, d: m.marginals(d, "few"), "columns: is the string 'few'"),
+    "a number of columns": (lambda m, d: m.log_prob(d, 3), "target: is 3. Pass a list of names of columns."),
+    "a misspelt target": (lambda m, d: m.log_prob(d, ["reel"]), "target: names 'reel', which is no column. Did you"),
+    "half an order": (lambda m, d: m.log_prob(d, num_orders=1.5), "num_orders: is 1.5. Pass a whole number"),
+    "half a draw": (lambda m, d: m.impute(d, "draw", num_draws=1.5), "num_draws: is 1.5. Pass a whole number"),
+    "a word as batch size": (lambda m, d: m.impute(d, batch_size="7"), "batch_size: is '7'. Pass a whole number"),
+    "a word as generator": (lambda m, d: m.impute(d, "draw", generator="a"), "generator: is 'a'. Pass a whole"),
+    "numpy's generator": (
+        lambda m, _: m.sample(2, generator=np.random.default_rng(0)),
+        "generator: is a Generator. Pass a whole number as seed, a torch.Generator, or None.",
+    ),
+    "a fraction as generator": (lambda m, d: m.log_prob(d, generator=1.5), "generator: is 1.5. Pass a whole number"),
+    "a word as scan": (
+        lambda m, _: m.sample(2, scan="random", num_sweeps=1), "scan: is 'random'. Pass a scan of samplers.scans",
+    ),
+    "a word as scan alone": (lambda m, _: m.sample(2, scan="random"), "scan: is 'random'. Pass a scan"),
+    "a word as sweeps": (lambda m, _: m.sample(2, scan=scans.random(), num_sweeps="3"), "num_sweeps: is '3'. Pass a"),
+    "one quantile": (lambda m, d: m.marginals(d, ["few"], quantiles=0.5), "quantiles: is 0.5. Pass a list of numbers"),
+    "quantiles in words": (lambda m, d: m.marginals(d, ["few"], quantiles=["a"]), "quantiles: holds 'a'. Pass numbers"),
+    "marginals of a number": (lambda m, d: m.marginals(d, 3), "columns: is 3. Pass a list of names of columns."),
+    "saving to a file": (lambda m, _: m.save_pretrained(__file__), "_errors.py' is a file. Name a folder."),
+    "saving below a file": (lambda m, _: m.save_pretrained(__file__ + "/model"), "which is a file. Name a folder."),
+    "saving to a number": (lambda m, _: m.save_pretrained(3), "folder: is 3. Pass the path of a folder."),
+    "a frame of a frame": (lambda m, d: m.to_frame(d), "chains: is a DataFrame. Pass what a sampler's run() returned"),
+    "a frame of one draw": (lambda m, _: m.to_frame(torch.zeros(4, 7)), "chains: have shape (4, 7). Pass what"),
     "quantiles beyond one": (lambda m, d: m.marginals(d, ["few"], quantiles=[5]), "quantiles: holds 5. Pass numbers"),
 }  # fmt: skip
 
@@ -196,10 +246,22 @@ def test_wrong_calls(model: TableModel, frame: pd.DataFrame, name: str) -> None:
     [
         ({"num_networks": -1}, "num_networks: is -1. Pass at least 0."),
         ({"batch_size": 0}, "batch_size: is 0. Pass at least 1."),
-        ({"ridges": ()}, "ridges: is (). Pass positive numbers."),
+        ({"ridges": ()}, "ridges: is (). Pass positive numbers"),
         ({"ridges": (0.0,)}, "ridges: is (0.0,)"),
-        ({"classes": (0,)}, "classes: is (0,). Pass positive whole numbers."),
+        ({"classes": (0,)}, "classes: is (0,). Pass positive whole numbers"),
         ({"restarts": 0}, "restarts: is 0"),
+        ({"width": "64"}, "width: is '64'. Pass a whole number, 1 or more."),
+        ({"width": 64.5}, "width: is 64.5. Pass a whole number, 1 or more."),
+        ({"lr": "fast"}, "lr: is 'fast'. Pass a number above 0."),
+        ({"dropout": 1}, "dropout: is 1. Pass a number in [0, 1)."),
+        ({"weight_decay": -1}, "weight_decay: is -1. Pass a number, 0 or more."),
+        ({"ema_decay": "a"}, "ema_decay: is 'a'. Pass a number in [0, 1), or None."),
+        ({"max_seconds": 0}, "max_seconds: is 0. Pass a number above 0, or None."),
+        ({"patience": 0}, "patience: is 0. Pass at least 1."),
+        ({"ridges": 0.1}, "ridges: is 0.1. Pass positive numbers, such as (0.01, 0.1)."),
+        ({"ridges": ("a",)}, "ridges: is ('a',)"),
+        ({"classes": 3}, "classes: is 3. Pass positive whole numbers, such as (2, 4)."),
+        ({"classes": (2.5,)}, "classes: is (2.5,)"),
     ],
 )
 def test_wrong_settings(change: dict[str, Any], text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -62,6 +63,11 @@ class ColumnSchema:
             )
         return cls(name, found, str(column.dtype))
 
+    @property
+    def is_flag(self) -> bool:
+        """Whether its levels are booleans."""
+        return bool(self.levels) and all(isinstance(level, bool) for level in self.levels)
+
     def encode(self, column: pd.Series) -> np.ndarray:
         """float64 codes or numbers, NaN where missing."""
         return self._encode(column, f"column {self.name!r}", lambda row: f"in row {row}")
@@ -72,8 +78,9 @@ class ColumnSchema:
             raise DataError(argument, f"holds {kind_of(value)} for {self.name!r}", "Pass one value, not several.")
         if pd.isna(value):
             raise DataError(argument, f"holds no value for {self.name!r}", "Leave the column out to have it drawn.")
-        if self.kind != "categorical" and not isinstance(value, numbers.Real):
-            raise DataError(argument, f"holds {value!r} for {self.name!r}, a column of numbers", "Pass a number.")
+        if self.kind != "categorical" and not (isinstance(value, numbers.Real) and math.isfinite(value)):
+            fix = "Pass a finite number, or leave the column out to have it drawn."
+            raise DataError(argument, f"holds {value!r} for {self.name!r}, a column of numbers", fix)
         return float(self._encode(pd.Series([value]), argument, lambda _: f"for {self.name!r}")[0])
 
     def _encode(self, column: pd.Series, argument: str, place: Callable[[int], str]) -> np.ndarray:

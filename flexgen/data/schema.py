@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from pandas.api import types
 from torch import Tensor
 
 from flexgen.checks import did_you_mean, kind_of
@@ -17,6 +18,8 @@ from flexgen.errors import DataError
 from flexgen.space import Kind, Site, Space
 
 __all__ = ["ColumnSchema", "TableSchema", "require_columns", "require_frame"]
+
+_MOST_MAGNITUDE = 1e100
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,18 @@ class TableSchema:
             x[:, j] = column.encode(df[column.name])
         return torch.from_numpy(x)
 
+    def require_moderate(self, x: Tensor) -> None:
+        """Refuses numbers whose squares, or those of their differences, leave the range of float64; x ``[B, N]``."""
+        for name, values in zip(self.names, x.numpy().T, strict=True):
+            present = values[~np.isnan(values)]
+            if len(present) == 0:
+                continue
+            low, high = present.min(), present.max()
+            if max(-low, high) > _MOST_MAGNITUDE or 0 < high - low < 1 / _MOST_MAGNITUDE:
+                raise DataError(
+                    f"column {name!r}", f"runs from {low:g} to {high:g}, too far for float64", "Rescale it."
+                )
+
     def without_unknown(self, df: pd.DataFrame) -> pd.DataFrame:
         """The frame with missing entries where a categorical column holds a level that was not there to be learned."""
         known = self._renamed(df)
@@ -119,6 +134,16 @@ class TableSchema:
             raise DataError("index", f"names {len(index)} rows, but x has {len(values)}", "Name every row once.")
         return pd.DataFrame({c.name: c.decode(values[:, j], index) for j, c in enumerate(self.columns)}, index=index)
 
+    def fill(self, df: pd.DataFrame, x: Tensor) -> pd.DataFrame:
+        """The frame with its gaps filled from x ``[B, N]``; present entries keep their very values."""
+        decoded = self.decode(x, df.index)
+        filled = df.copy()
+        for name in df.columns:
+            if str(name) in self.names and df[name].isna().any():
+                is_flag = self.columns[self.names.index(str(name))].is_flag
+                filled[name] = _filled(df[name], decoded[str(name)], is_flag=is_flag)
+        return filled
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON-serialisable form."""
         return {
@@ -131,6 +156,18 @@ class TableSchema:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TableSchema:
         return cls(tuple(ColumnSchema(**{**c, "levels": tuple(c["levels"])}) for c in data["columns"]))
+
+
+def _filled(own: pd.Series, guess: pd.Series, *, is_flag: bool) -> pd.Series:
+    gaps = own.isna()
+    if is_flag:  # pandas keeps booleans with gaps as objects; without gaps they are booleans again
+        whole = guess.astype(object).where(gaps, own.astype(object))
+        return whole.astype(bool if own.dtype == object else own.dtype)
+    if types.is_numeric_dtype(guess.dtype) and guess.dtype != own.dtype:
+        own = own.astype("Float64").astype(float)
+    if isinstance(guess.dtype, pd.CategoricalDtype):
+        own = own.astype(guess.dtype)
+    return guess.where(gaps, own)
 
 
 def require_frame(df: object, argument: str = "df") -> None:

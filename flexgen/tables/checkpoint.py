@@ -1,24 +1,94 @@
-"""A table conditional's structure as JSON; its numbers go into safetensors beside it."""
+"""A fitted table on disk: its structure as JSON, its numbers in safetensors beside it."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from flexgen.checks import folder_path
+from flexgen.data.schema import TableSchema
 from flexgen.errors import CheckpointError
 from flexgen.space import Space
 from flexgen.tables.columns import Column
 from flexgen.tables.conditional import TableConditional
 from flexgen.tables.conditioning import NormalMixture
 from flexgen.tables.features import FeatureLayout
+from flexgen.tables.fit import FitReport
 from flexgen.tables.maps import ColumnMaps
 from flexgen.tables.members import ClassMixture, DenseGaussian
 from flexgen.tables.network import MaskedTableNetwork
 
-__all__ = ["conditional_from_config", "conditional_to_config"]
+__all__ = ["conditional_from_config", "conditional_to_config", "read_table_model", "write_table_model"]
+
+_FORMAT = 1
+_CONFIG, _TENSORS = "config.json", "model.safetensors"
+
+
+def write_table_model(
+    folder: str | Path, schema: TableSchema, conditional: TableConditional, report: FitReport
+) -> None:
+    """Writes ``config.json`` and ``model.safetensors``; what stood there is replaced only once both are whole."""
+    folder = folder_path("folder", folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "flexgen_format": _FORMAT,
+        "schema": schema.to_dict(),
+        "conditional": conditional_to_config(conditional),
+        "report": report.to_dict(),
+    }
+    tensors = {name: t.detach().cpu().contiguous() for name, t in conditional.state_dict().items()}
+    save_file(tensors, folder / ".model.partial")
+    config["model_sha256"] = _sha256(folder / ".model.partial")  # so that files of two models do not mix
+    (folder / ".config.partial").write_text(json.dumps(config, indent=1))
+    (folder / ".model.partial").replace(folder / _TENSORS)
+    (folder / ".config.partial").replace(folder / _CONFIG)
+
+
+def read_table_model(folder: str | Path) -> tuple[TableSchema, TableConditional, FitReport]:
+    """Reads what `write_table_model` wrote; nothing is unpickled or imported by name.
+
+    Raises:
+        CheckpointError: files absent, damaged, of another format, or of different models.
+    """
+    folder = folder_path("folder", folder)
+    for name in (_CONFIG, _TENSORS):
+        if not (folder / name).is_file():
+            fix = "Pass a folder that save_pretrained wrote."
+            raise CheckpointError("folder", f"{str(folder)!r} holds no {name}", fix)
+    again = "Save the model again."
+    try:
+        config = json.loads((folder / _CONFIG).read_text())
+        found = config["flexgen_format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError("folder", f"{folder / _CONFIG} is damaged ({error})", again) from error
+    if found != _FORMAT:
+        raise CheckpointError("folder", f"{str(folder)!r} has format {found}", f"This version reads format {_FORMAT}.")
+    try:
+        schema = TableSchema.from_dict(config["schema"])
+        conditional = conditional_from_config(config["conditional"], schema.space)
+        if config["model_sha256"] != _sha256(folder / _TENSORS):
+            raise ValueError(f"{_TENSORS} is not the file that {_CONFIG} was saved with")
+        conditional.load_state_dict(load_file(folder / _TENSORS))
+        report = FitReport(**config["report"])
+    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            "folder", f"{str(folder)!r} holds files that do not fit together ({reason})", again
+        ) from error
+    return schema, conditional, report
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def conditional_to_config(conditional: TableConditional) -> dict[str, Any]:

@@ -50,7 +50,7 @@ Value = TypeVar("Value")
 Fitter = Callable[[LatentRows], Members]
 
 
-@dataclass
+@dataclass(repr=False)
 class FitReport:
     """What was chosen and why: plain numbers, saved beside the model.
 
@@ -68,6 +68,17 @@ class FitReport:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @property
+    def shares(self) -> str:
+        """The weights in words."""
+        return ", ".join(f"{name} {weight:.0%}" for name, weight in self.weights.items())
+
+    def __repr__(self) -> str:
+        parts = [f"{self.held_out['pool']:.3f} nats an entry held out"] if "pool" in self.held_out else []
+        parts += [self.shares] if self.weights else []
+        parts += [f"{len(self.histories)} network(s) trained"] if self.histories else []
+        return f"FitReport({'; '.join(parts)})"
 
 
 def fit_table(

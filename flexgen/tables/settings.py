@@ -2,15 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from numbers import Real
+from typing import Any, Literal
 
+from flexgen.checks import whole_number
 from flexgen.errors import ConfigError
 
 __all__ = ["TableSettings"]
 
 
 _MOST_NETWORKS = 20  # each holds out a twentieth of the rows
+
+# Whole numbers, and the least of each.
+_LEAST = {
+    "num_networks": 0,
+    "num_steps": 1,
+    "small_steps": 1,
+    "batch_size": 1,
+    "restarts": 1,
+    "width": 1,
+    "small_width": 1,
+    "depth": 0,
+    "small_depth": 0,
+    "num_components": 1,
+    "small_rows": 0,
+    "patience": 1,
+}
+
+# Other numbers: what must hold of them, in code and in words.
+_POSITIVE = (lambda value: value > 0, "a number above 0")
+_NOT_NEGATIVE = (lambda value: value >= 0, "a number, 0 or more")
+_SHARE = (lambda value: 0 <= value < 1, "a number in [0, 1)")
+_NUMBERS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("lr", "muon_lr", "small_lr", "small_muon_lr"), _POSITIVE),
+    **dict.fromkeys(("weight_decay", "muon_weight_decay"), _NOT_NEGATIVE),
+    **dict.fromkeys(("dropout", "small_dropout"), _SHARE),
+    **dict.fromkeys(("grad_clip", "max_seconds"), (_POSITIVE[0], "a number above 0, or None")),
+    "ema_decay": (_SHARE[0], "a number in [0, 1), or None"),
+}
 
 
 @dataclass(frozen=True)
@@ -64,34 +95,28 @@ class TableSettings:
     max_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("num_networks", 0),
-            ("num_steps", 1),
-            ("small_steps", 1),
-            ("batch_size", 1),
-            ("restarts", 1),
-            ("width", 1),
-            ("small_width", 1),
-            ("depth", 0),
-            ("small_depth", 0),
-            ("num_components", 1),
-            ("small_rows", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ConfigError(name, f"is {getattr(self, name)}", f"Pass at least {least}.")
+        for name, least in _LEAST.items():
+            if name != "patience" or self.patience is not None:
+                whole_number(name, getattr(self, name), least, ConfigError)
+        if self.num_networks > _MOST_NETWORKS:
+            raise ConfigError("num_networks", f"is {self.num_networks}", f"Pass at most {_MOST_NETWORKS}.")
+        for name, (holds, expected) in _NUMBERS.items():
+            value = getattr(self, name)
+            if not (value is None and expected.endswith("None")) and not (_is_number(value) and holds(value)):
+                raise ConfigError(name, f"is {value!r}", f"Pass {expected}.")
         if self.optimizer not in ("adamw", "muon"):
             raise ConfigError("optimizer", f"is {self.optimizer!r}", "Choose 'adamw' or 'muon'.")
         if self.amp not in (None, "auto", "bf16", "fp16"):
             raise ConfigError("amp", f"is {self.amp!r}", "Choose 'auto', 'bf16', 'fp16' or None.")
-        for name in ("lr", "muon_lr", "small_lr", "small_muon_lr"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(name, f"is {getattr(self, name)}", "Pass a number above 0.")
-        if self.num_networks > _MOST_NETWORKS:
-            raise ConfigError("num_networks", f"is {self.num_networks}", f"Pass at most {_MOST_NETWORKS}.")
-        for name in ("dropout", "small_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(name, f"is {getattr(self, name)}", "Pass a number in [0, 1).")
-        if not self.ridges or min(self.ridges) <= 0:
-            raise ConfigError("ridges", f"is {self.ridges}", "Pass positive numbers.")
-        if any(k < 1 for k in self.classes):
-            raise ConfigError("classes", f"is {self.classes}", "Pass positive whole numbers.")
+        if not _are(self.ridges, lambda ridge: _is_number(ridge) and ridge > 0) or not self.ridges:
+            raise ConfigError("ridges", f"is {self.ridges!r}", "Pass positive numbers, such as (0.01, 0.1).")
+        if not _are(self.classes, lambda k: isinstance(k, int) and k >= 1):
+            raise ConfigError("classes", f"is {self.classes!r}", "Pass positive whole numbers, such as (2, 4).")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _are(values: Any, holds: Callable[[Any], bool]) -> bool:
+    return isinstance(values, Sequence) and not isinstance(values, str) and all(map(holds, values))
