@@ -10,17 +10,25 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from flexgen import rng
+from flexgen.checks import randomness
 from flexgen.conditional import CanSample, Conditional
-from flexgen.errors import FlexgenError, SpaceError, UnsupportedQueryError
+from flexgen.errors import FlexgenError, UnsupportedQueryError
 from flexgen.query import Query
 from flexgen.rng import Randomness, Streams
 from flexgen.space import Space
+from samplers.chain_arguments import (
+    agree_on_chains,
+    check_clamped,
+    check_start,
+    refuse_beside_state,
+    refuse_missing,
+    require_run,
+)
 from samplers.observers import Observer
 from samplers.reducibility import MAX_SWEEPS, ReducibilityWatch, warn_if_stuck
 from samplers.results import ChainResult, ChainState
@@ -118,12 +126,13 @@ class ChainSampler(ABC):
             The draws, diagnostics and the state. After a KeyboardInterrupt: whatever was drawn until then, with
             ``interrupted=True``, from whose state the run can go on.
         """
-        _require_counts(draws=draws, warmup=warmup, thin=thin, chain_batch=chain_batch)
+        observers = list(observers) if isinstance(observers, Iterable) else [observers]
+        require_run(draws=draws, warmup=warmup, thin=thin, chain_batch=chain_batch, observers=observers, state=state)
         if state is None:
             state = self._initial_state(chains, x, clamped, initialise, generator, chain_batch, chain_ids)
         else:
             given = {"chains": chains, "x": x, "clamped": clamped, "generator": generator, "chain_ids": chain_ids}
-            _refuse_beside_state(**given)
+            refuse_beside_state(**given)
         replicas, num_chains = self.num_replicas, len(state.chain_ids)
         batches = [slice(r.start, r.stop) for r in _batches(num_chains * replicas, chain_batch, replicas)]
         free = ~state.clamped
@@ -183,14 +192,16 @@ class ChainSampler(ABC):
         chain_ids: Sequence[int] | Tensor | None,
     ) -> ChainState:
         space, replicas = self.space, self.num_replicas
+        check_start(chains=chains, x=x, clamped=clamped, chain_ids=chain_ids, space=space)
+        generator = randomness("generator", generator)
         clamped = clamped.observed if isinstance(clamped, Query) else clamped
         if x is not None and x.ndim == 1 + len(space.site_shape):
             x = x[None].expand(chains or 1, *x.shape)
-        num_chains = _agree_on_chains(chains, x, chain_ids, clamped)
+        num_chains = agree_on_chains(chains, x, chain_ids, clamped)
         device = x.device if x is not None else _device(generator)
         if clamped is None:
             clamped = torch.zeros(space.num_sites, dtype=torch.bool, device=device)
-        _check_clamped(clamped, num_chains, space.num_sites)
+        check_clamped(clamped, num_chains, space.num_sites)
         if x is None:
             if bool(clamped.any()):
                 raise FlexgenError("x", "is not given, but sites are clamped", "Pass the clamped values in x.")
@@ -202,7 +213,7 @@ class ChainSampler(ABC):
         ids = torch.arange(num_chains) if chain_ids is None else torch.as_tensor(chain_ids, dtype=torch.int64)
         ids = ids.to(device)
         seed = rng.seed_from(generator)
-        _refuse_missing(x, clamped if initialise else None, space)
+        refuse_missing(x, clamped if initialise else None, space)
         space.validate(x, where=clamped if initialise else None)
         x = x.repeat_interleave(replicas, 0)
         if clamped.ndim == 2:
@@ -263,67 +274,3 @@ def _batches(num_rows: int, chain_batch: int | None, replicas: int) -> list[rang
 
 def _device(generator: Randomness | int | None) -> torch.device:
     return generator.device if isinstance(generator, torch.Generator | Streams) else torch.device("cpu")
-
-
-def _require_counts(*, draws: int, warmup: int, thin: int, chain_batch: int | None) -> None:
-    least = {"draws": (draws, 0), "warmup": (warmup, 0), "thin": (thin, 1)}
-    if chain_batch is not None:
-        least["chain_batch"] = (chain_batch, 1)
-    for name, (value, smallest) in least.items():
-        if value < smallest:
-            raise FlexgenError(name, f"is {value}", f"Give at least {smallest}.")
-
-
-def _refuse_beside_state(**given: Any) -> None:
-    for name, value in given.items():
-        if value is not None:
-            raise FlexgenError(name, "is given beside state, which already holds it", "Leave it out to continue.")
-
-
-def _agree_on_chains(
-    chains: int | None, x: Tensor | None, chain_ids: Sequence[int] | Tensor | None, clamped: Tensor | None
-) -> int:
-    counts = {
-        "chains": chains,
-        "x": None if x is None else len(x),
-        "chain_ids": None if chain_ids is None else len(chain_ids),
-        "clamped": len(clamped) if clamped is not None and clamped.ndim == 2 else None,
-    }
-    named = {name: count for name, count in counts.items() if count is not None}
-    if not named:
-        raise FlexgenError("chains", "is not given", "Say how many chains to run, or pass their states as x.")
-    (first, count), *others = named.items()
-    for name, other in others:
-        if other != count:
-            raise FlexgenError(name, f"is for {other} chain(s), but {first} for {count}", "Let them agree.")
-    if count < 1:
-        raise FlexgenError(first, f"is for {count} chains", "Run at least one.")
-    return count
-
-
-def _check_clamped(clamped: Tensor, num_chains: int, num_sites: int) -> None:
-    if clamped.dtype != torch.bool or tuple(clamped.shape) not in ((num_sites,), (num_chains, num_sites)):
-        raise FlexgenError(
-            "clamped",
-            f"has shape {tuple(clamped.shape)} and type {clamped.dtype}",
-            f"Pass booleans [N] = [{num_sites}] or [B, N] = [{num_chains}, {num_sites}], True where a site "
-            "keeps its value.",
-        )
-
-
-def _refuse_missing(x: Tensor, where: Tensor | None, space: Space) -> None:
-    if not x.is_floating_point():
-        return
-    if x.ndim != 2 + len(space.site_shape) or x.shape[1] != space.num_sites:
-        return  # Space.validate says what shape is meant
-    missing = torch.isnan(x).reshape(*x.shape[:2], -1).any(-1)  # [B, N]
-    if where is not None:
-        missing &= where
-    if missing.any():
-        row, site = (int(i) for i in missing.nonzero()[0])
-        raise SpaceError(
-            "x",
-            f"holds NaN at chain {row}, site {space.names[site]!r}",
-            "Every site is conditioned on in turn and needs a value: pass clamped=~x.isnan() and initialise=True to "
-            "draw the missing ones.",
-        )

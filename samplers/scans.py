@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from flexgen import rng
+from flexgen.checks import kind_of
 from flexgen.errors import FlexgenError
 from flexgen.query import Query
 from flexgen.rng import Randomness
@@ -240,7 +241,7 @@ class Coloured(Scan):
 
 def systematic(order: Iterable[int] | None = None) -> Systematic:
     """Every free site once a sweep, in `order` (default: by number)."""
-    return Systematic(None if order is None else tuple(int(site) for site in order))
+    return Systematic(None if order is None else _site_numbers("order", order))
 
 
 def random() -> RandomSite:
@@ -255,7 +256,7 @@ def random_permutation() -> RandomPermutation:
 
 def blocked(blocks: Iterable[Iterable[int]]) -> Blocked:
     """Blocks of sites, each drawn jointly given the rest."""
-    return Blocked(tuple(tuple(int(site) for site in block) for block in blocks))
+    return Blocked(_site_lists("blocks", blocks))
 
 
 def coloured(
@@ -307,6 +308,25 @@ def from_dict(data: Mapping[str, Any]) -> Scan:
         raise FlexgenError("scan", f"is {data['scan']!r}", f"Choose one of {', '.join(kinds)}.")
     fields = {name: value for name, value in data.items() if name != "scan"}
     return kind(**{name: _tuples(value) for name, value in fields.items()})
+
+
+def _site_lists(argument: str, groups: Any) -> tuple[tuple[int, ...], ...]:
+    if isinstance(groups, str) or not isinstance(groups, Iterable):
+        fix = "Pass lists of site numbers, such as [[0, 1], [2]]."
+        raise FlexgenError(argument, f"is {kind_of(groups)}", fix)
+    return tuple(_site_numbers(argument, sites) for sites in groups)
+
+
+def _site_numbers(argument: str, sites: Any) -> tuple[int, ...]:
+    if isinstance(sites, str) or not isinstance(sites, Iterable):
+        fix = "Pass lists of site numbers, such as [0, 1]."
+        raise FlexgenError(argument, f"holds {kind_of(sites)} in place of a list", fix)
+    chosen = sites.tolist() if isinstance(sites, Tensor) else list(sites)
+    for site in chosen:
+        if not hasattr(site, "__index__"):
+            fix = "Pass site numbers; of a table's column, model.schema.position(name)."
+            raise FlexgenError(argument, f"holds {kind_of(site)}", fix)
+    return tuple(map(int, chosen))
 
 
 def _tuples(value: Any) -> Any:
@@ -365,7 +385,7 @@ def _neighbours(graph: Tensor | Sequence[Sequence[int]]) -> list[set[int]]:
             )
         lists = [row.nonzero().flatten().tolist() for row in graph != 0]
     else:
-        lists = [[int(other) for other in others] for others in graph]
+        lists = [list(others) for others in _site_lists("graph", graph)]
     neighbours: list[set[int]] = [set() for _ in lists]
     for site, others in enumerate(lists):
         for other in others:

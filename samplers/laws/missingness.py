@@ -7,9 +7,10 @@ observed; not at random (MNAR) when a value drives its own absence.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,10 +77,11 @@ class LogisticMissing(Law):
         Each column's weights are normal, scaled so that its logit has unit variance over the data.
         """
         present = _finite(x) if present is None else present
+        drivers = _columns(drivers, x.shape[1])
         drives = torch.zeros(x.shape[1], dtype=torch.bool, device=x.device)
         drives[list(drivers)] = True
         if not 0 < int(drives.sum()) < x.shape[1]:
-            raise FlexgenError("drivers", f"is {tuple(drivers)!r}", "Name at least one column, and leave at least one.")
+            raise FlexgenError("drivers", f"is {drivers!r}", "Name at least one column, and leave at least one.")
         weights = rng.normal((x.shape[1], x.shape[1]), generator=_plain(generator), dtype=torch.float64)
         return cls._fit(x, present, weights * drives * ~drives[:, None], ~drives, rate)
 
@@ -132,13 +134,11 @@ class QuantileMissing(Law):
     beyond: str = "above"
 
     def __post_init__(self) -> None:
-        drivers, thresholds = tuple(self.drivers), tuple(float(t) for t in self.thresholds)
+        drivers, thresholds = _columns(self.drivers, least=-1), tuple(float(t) for t in self.thresholds)
         if len(drivers) != len(thresholds):
             raise FlexgenError(
                 "thresholds", f"has {len(thresholds)} entries for {len(drivers)} drivers", "Give one for each site."
             )
-        if any(not -1 <= driver < len(drivers) for driver in drivers):
-            raise FlexgenError("drivers", f"is {drivers!r}", "Name a site for each site, or -1 for always observed.")
         number_in("rate", self.rate, 0.0, 1.0)
         one_of("beyond", self.beyond, ("above", "below"))
         freeze(self, drivers=drivers, thresholds=thresholds)
@@ -149,6 +149,11 @@ class QuantileMissing(Law):
     ) -> QuantileMissing:
         """Thresholds at a quantile of the values present (finite) in each driver's column."""
         number_in("quantile", quantile, 0.0, 1.0)
+        drivers = _columns(drivers, x.shape[1], least=-1)
+        if len(drivers) != x.shape[1]:
+            raise FlexgenError(
+                "drivers", f"names {len(drivers)} for the {x.shape[1]} columns of x", "Give one for each column."
+            )
         cut = torch.nanquantile(torch.where(_finite(x), x.double(), math.nan), quantile, dim=0).tolist()
         return cls(drivers, [cut[driver] for driver in drivers], rate, beyond)
 
@@ -160,6 +165,19 @@ class QuantileMissing(Law):
         hidden = known & ((value > cut) if self.beyond == "above" else (value < cut))
         u = rng.uniform(rows.present.shape, generator=rows.generator)
         return rows.rest(hidden & (u < self.rate) & rows.present)
+
+
+def _columns(drivers: Any, num_columns: int | None = None, *, least: int = 0) -> tuple[int, ...]:
+    """Column numbers, of as many columns as there are drivers by default; -1, where it is allowed, for none."""
+    if not isinstance(drivers, Iterable):
+        raise FlexgenError("drivers", f"is {drivers!r}", "Pass a list of column numbers.")
+    chosen = tuple(drivers)
+    num_columns = len(chosen) if num_columns is None else num_columns
+    for driver in chosen:
+        if not hasattr(driver, "__index__") or not least <= driver < num_columns:
+            fix = f"Name columns by their numbers, 0 to {num_columns - 1}" + (", or -1 for none." if least < 0 else ".")
+            raise FlexgenError("drivers", f"holds {driver!r}", fix)
+    return tuple(map(int, chosen))
 
 
 def _values(rows: Rows, num_sites: int) -> Tensor:

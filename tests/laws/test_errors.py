@@ -95,6 +95,30 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
         lambda: laws.LogisticMissing.mar(torch.zeros(5, 2), drivers=(0, 1), rate=0.5, generator=GENERATOR),
         r"drivers: is \(0, 1\). Name at least one column, and leave at least one.",
     ),
+    "drivers beyond the columns": (
+        lambda: laws.LogisticMissing.mar(torch.zeros(5, 2), drivers=(7,), rate=0.5, generator=GENERATOR),
+        r"drivers: holds 7. Name columns by their numbers, 0 to 1.",
+    ),
+    "drivers from the end": (
+        lambda: laws.LogisticMissing.mar(torch.zeros(5, 2), drivers=(-1,), rate=0.5, generator=GENERATOR),
+        r"drivers: holds -1. Name columns",
+    ),
+    "drivers by name": (
+        lambda: laws.QuantileMissing.fit(torch.zeros(5, 2), drivers=["age", 0], quantile=0.5, rate=0.5),
+        r"drivers: holds 'age'. Name columns by their numbers, 0 to 1, or -1 for none.",
+    ),
+    "a driver": (
+        lambda: laws.LogisticMissing.mar(torch.zeros(5, 2), drivers=1, rate=0.5, generator=GENERATOR),
+        r"drivers: is 1. Pass a list of column numbers.",
+    ),
+    "drivers of few columns": (
+        lambda: laws.QuantileMissing.fit(torch.zeros(5, 2), drivers=[0], quantile=0.5, rate=0.5),
+        r"drivers: names 1 for the 2 columns of x. Give one for each column.",
+    ),
+    "drivers beyond the sites": (
+        lambda: laws.QuantileMissing([0, 2], [0.0, 0.0], 0.5),
+        r"drivers: holds 2. Name columns by their numbers, 0 to 1, or -1 for none.",
+    ),
     "matrix": (
         lambda: laws.LogisticMissing([[0.0]], [0.0, 0.0], [0.0]),
         r"weights: is 1 rows for 2 intercepts and 1 means. Pass an N x N matrix",

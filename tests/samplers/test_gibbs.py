@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
@@ -350,8 +351,8 @@ def test_global_randomness_is_untouched() -> None:
     ("options", "text"),
     [
         ({"draws": 1}, r"chains: is not given. Say how many chains to run, or pass their states as x"),
-        ({"draws": -1, "chains": 1}, r"draws: is -1. Give at least 0"),
-        ({"draws": 1, "chains": 1, "thin": 0}, r"thin: is 0. Give at least 1"),
+        ({"draws": -1, "chains": 1}, r"draws: is -1. Pass at least 0"),
+        ({"draws": 1, "chains": 1, "thin": 0}, r"thin: is 0. Pass at least 1"),
         ({"draws": 1, "chains": 0}, r"chains: is for 0 chains"),
         ({"draws": 1, "chains": 3, "x": torch.zeros(2, 3)}, r"x: is for 2 chain\(s\), but chains for 3"),
         (
@@ -361,6 +362,26 @@ def test_global_randomness_is_untouched() -> None:
         ({"draws": 1, "chains": 2, "initialise": False}, r"x: is not given, and initialise=False"),
         ({"draws": 1, "chains": 2, "clamped": torch.ones(4, dtype=torch.bool)}, r"clamped: has shape \(4,\)"),
         ({"draws": 1, "x": torch.full((2, 3), 5)}, r"x: holds 5 at row 0, site '0'"),
+        ({"draws": "9", "chains": 1}, r"draws: is '9'. Pass a whole number, 0 or more"),
+        ({"draws": 1, "chains": 2.5}, r"chains: is 2.5. Pass a whole number"),
+        ({"draws": 1, "chains": 1, "chain_batch": 0}, r"chain_batch: is 0. Pass at least 1"),
+        (
+            {"draws": 1, "x": pd.DataFrame({"a": [1]})},
+            r"x: is a DataFrame. Pass a tensor \[B, N\]; of a frame, model.schema.encode\(df\)",
+        ),
+        ({"draws": 1, "x": [[0, 1, 0]]}, r"x: is a list. Pass a tensor"),
+        (
+            {"draws": 1, "chains": 2, "clamped": ["age", "sex"]},
+            r"clamped: is a list. Pass a tensor of booleans, one a site: "
+            r"torch.tensor\(\[name in \['age', 'sex'\] for name in conditional.space.names\]\)",
+        ),
+        ({"draws": 1, "chains": 2, "clamped": "age"}, r"clamped: is 'age'. Pass a tensor .*name in \['age'\] for"),
+        ({"draws": 1, "chains": 2, "clamped": [True, False, True]}, r"clamped: is a list. .*name in \['0'\] for"),
+        ({"draws": 1, "chain_ids": 3}, r"chain_ids: is 3. Pass a whole number for every chain"),
+        ({"draws": 1, "chains": 2, "generator": "a"}, r"generator: is 'a'. Pass a whole number as seed"),
+        ({"draws": 1, "chains": 2, "observers": [print]}, r"observers: hold a builtin.* Pass a list of"),
+        ({"draws": 1, "chains": 2, "observers": 3}, r"observers: hold 3"),
+        ({"draws": 1, "state": {}}, r"state: is a dict. Pass the state of an earlier result: result.state"),
     ],
 )
 def test_errors_name_argument_and_fix(options: dict[str, object], text: str) -> None:
