@@ -29,7 +29,7 @@ from samplers.chain_arguments import (
     refuse_missing,
     require_run,
 )
-from samplers.observers import Observer
+from samplers.observers import Observer, undivided
 from samplers.reducibility import MAX_SWEEPS, ReducibilityWatch, warn_if_stuck
 from samplers.results import ChainResult, ChainState
 from samplers.scans import Scan, Sweep
@@ -165,12 +165,14 @@ class ChainSampler(ABC):
                         following.append(new)
                     if sweep_number > warmup and (sweep_number - warmup) % thin == 0:
                         draw = (following[0] if len(following) == 1 else torch.cat(following))[::replicas]
-                        if stored is not None:
-                            stored[kept] = draw
-                        for observer in observers:
-                            observer.update(draw)
-                        kept += 1
-                    done = (following, sweep_number, kept)
+                        with undivided():
+                            if stored is not None:
+                                stored[kept] = draw
+                            for observer in observers:
+                                observer.update(draw)
+                            done = (following, sweep_number, kept + 1)
+                    else:
+                        done = (following, sweep_number, kept)
                     advance()
         except KeyboardInterrupt:
             interrupted = True
