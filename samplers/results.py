@@ -57,13 +57,23 @@ class ChainState:
 
     @classmethod
     def load(cls, path: str | Path) -> ChainState:
-        from safetensors import safe_open
+        """Reads what `save` wrote.
 
-        with safe_open(str(path), framework="pt") as file:
-            header = (file.metadata() or {}).get("flexgen_chain_state")
-            if header is None:
-                raise CheckpointError("path", f"{path} holds no chain state", "Pass a file that state.save() wrote.")
-            return cls.from_state_dict({**{name: file.get_tensor(name) for name in file.keys()}, **json.loads(header)})  # noqa: SIM118
+        Raises:
+            CheckpointError: there is no such file, or it holds something else.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        fix = "Pass a file that state.save() wrote."
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                header = (file.metadata() or {}).get("flexgen_chain_state")
+                if header is None:
+                    raise CheckpointError("path", f"{path} holds no chain state", fix)
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError("path", f"{path} cannot be read ({error})", fix) from error
+        return cls.from_state_dict({**tensors, **json.loads(header)})
 
     def __repr__(self) -> str:
         return f"ChainState({len(self.chain_ids)} chains after {self.num_sweeps} sweeps, seed {self.seed})"

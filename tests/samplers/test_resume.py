@@ -68,6 +68,11 @@ def test_state_round_trips_without_pickle(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match=r"holds no chain state"):
         ChainState.load(tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointError, match=r"path: .*absent.* cannot be read .* Pass a file that state.save"):
+        ChainState.load(tmp_path / "absent.safetensors")
+    (tmp_path / "text.safetensors").write_text("no tensors")
+    with pytest.raises(CheckpointError, match=r"path: .*text.safetensors cannot be read"):
+        ChainState.load(tmp_path / "text.safetensors")
     with pytest.raises(FlexgenError, match=r"chains: is given beside state, which already holds it"):
         GibbsSampler(MODEL, scan=scans.random()).run(chains=3, state=state, draws=1)
 
