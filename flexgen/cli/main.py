@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "learn a table:            flexgen train data.path=my.csv output=model",
     "impute": "fill in missing entries:  flexgen impute model=model input=gaps.csv output=filled.csv",
     "sample": "draw rows of the joint:   flexgen sample model=model num_rows=1000 output=rows.csv",
+    "render": "make videos of mazes:     flexgen render output=mazes/train num_clips=240",
 }
 
 USAGE = """usage: flexgen <command> [key=value ...] [--config]
@@ -90,6 +91,8 @@ def _run(words: Sequence[str], flags: Sequence[str]) -> int:
 
 def _resumption(words: Sequence[str]) -> str:
     """How to go on after Ctrl-C, for the command that can."""
+    if words[:1] == ["render"]:
+        return f". Go on with: {shlex.join(['flexgen', *words])}"
     if words[:1] != ["train"]:
         return ""
     kept = [word for word in words if not word.startswith(("resume=", "overwrite="))]
