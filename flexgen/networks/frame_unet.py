@@ -1,0 +1,318 @@
+"""A space-time UNet over a window of frames at arbitrary frame indices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
+from torch import Tensor, nn
+
+from flexgen.errors import ConfigError
+from flexgen.networks.attention import resolve_backend
+from flexgen.networks.frames import FeatureCache, FrameAttention, FrameRelation, SpaceAttention, observed_gaps
+
+__all__ = ["FrameUNet"]
+
+
+class FrameUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """Predicts what to take off the target frames of a window, given noisy targets and observed frames.
+
+    Convolutions and attention over positions see one frame at a time; attention over frames joins them. A frame tells
+    the network its own noise level, whether it is observed, and how far the nearest observed frames are.
+
+    ``attention="full"`` (as in FDM, Harvey et al. 2022): every frame looks at every frame. ``"one_way"``: observed
+    frames look at observed ones only. Their features then depend neither on the targets nor on their noise, are computed
+    once by `observe`, and serve all denoising steps: `forward` with the cache equals `forward` without.
+
+    Results do not change when all frame indices are shifted, when rows of a window are permuted (they permute along),
+    or when absent frames are appended.
+
+    Args:
+        sample_size: height and width in pixels.
+        in_channels: of a frame.
+        channels: widths, one a resolution, each half of the one before.
+        attention_levels: what happens at each resolution: ``"none"``, ``"space"``, ``"frames"`` (same positions of other
+            frames), ``"both"``, or ``"joint"`` (all positions of all frames); after every residual block on the way down,
+            after the last one on the way up.
+        num_blocks: residual blocks a resolution on the way down; one more on the way up.
+        num_heads: of all attention.
+        attention: ``"one_way"`` or ``"full"``.
+        attention_backend: ``"auto"``, ``"sdpa"``, ``"flex"`` or ``"xformers"``.
+        dropout: in the residual blocks.
+    """
+
+    _supports_gradient_checkpointing = False
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(
+        self,
+        sample_size: int = 32,
+        in_channels: int = 3,
+        channels: tuple[int, ...] = (32, 64, 96, 128),
+        attention_levels: tuple[str, ...] = ("none", "frames", "both", "joint"),
+        num_blocks: int = 1,
+        num_heads: int = 4,
+        attention: str = "one_way",
+        attention_backend: str = "auto",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        _check(sample_size, channels, attention_levels, num_heads, attention)
+        resolve_backend(attention_backend, "cpu" if attention_backend in ("auto", "sdpa") else _device_type())
+        temb = 4 * channels[0]
+        self.timesteps = Timesteps(channels[0], flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.embed_level = TimestepEmbedding(channels[0], temb)
+        self.embed_gaps = nn.Sequential(nn.Linear(4, temb), nn.SiLU(), nn.Linear(temb, temb))
+        self.embed_observed = nn.Embedding(2, temb)
+        self.conv_in = nn.Conv2d(in_channels + 1, channels[0], 3, padding=1)
+
+        def block(width_in: int, level: int, *, attends: bool = True) -> _Block:
+            kind, side = attention_levels[level] if attends else "none", sample_size >> level
+            return _Block(width_in, channels[level], temb, kind, num_heads, side * side, dropout)
+
+        last = len(channels) - 1
+        self.down, self.downsample = nn.ModuleList(), nn.ModuleList()
+        skips, width = [channels[0]], channels[0]
+        for level in range(len(channels)):
+            for _ in range(num_blocks):
+                self.down.append(block(width, level))
+                width = channels[level]
+                skips.append(width)
+            if level < last:
+                self.downsample.append(Downsample2D(width, use_conv=True, name="halve"))
+                skips.append(width)
+        self.middle = nn.ModuleList([block(width, last), _Resnet(width, width, temb, dropout)])
+        self.up, self.upsample = nn.ModuleList(), nn.ModuleList()
+        for level in reversed(range(len(channels))):
+            for number in range(num_blocks + 1):
+                self.up.append(block(width + skips.pop(), level, attends=number == num_blocks))
+                width = channels[level]
+            if level > 0:
+                self.upsample.append(Upsample2D(width, use_conv=True))
+        self.norm_out = nn.GroupNorm(8 if width % 8 == 0 else 1, width)
+        self.conv_out = nn.Conv2d(width, in_channels, 3, padding=1)
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]
+
+    @property
+    def one_way(self) -> bool:
+        return bool(self.config.attention == "one_way")
+
+    def observe(
+        self, frames: Tensor, level: Tensor, frame_index: Tensor, *, present: Tensor | None = None
+    ) -> FeatureCache:
+        """The features of a window's observed frames, for all of its denoising steps.
+
+        Args:
+            frames: ``[B, C, channels, h, w]``, all observed.
+            level: ``[B, C]``, their noise levels, 0 for clean ones.
+            frame_index: int64 ``[B, C]``.
+            present: bool ``[B, C]``; False where a row has fewer observed frames.
+        """
+        if not self.one_way:
+            raise ConfigError(
+                "attention", "is 'full': observed frames look at the targets", "Only attention='one_way' has a cache."
+            )
+        present = _all_true(frame_index) if present is None else present
+        cache = FeatureCache(frame_index, present)
+        self._pass(frames, level, frame_index, observed=present, present=present, recorded=cache.layers)
+        return cache
+
+    def forward(
+        self,
+        frames: Tensor,
+        level: Tensor,
+        frame_index: Tensor,
+        *,
+        observed: Tensor,
+        present: Tensor | None = None,
+        cache: FeatureCache | None = None,
+    ) -> Tensor:
+        """The prediction for every frame, ``[B, K, channels, h, w]``; only that of targets means something.
+
+        Args:
+            frames: ``[B, K, channels, h, w]``: targets with their noise, observed frames as they are.
+            level: ``[B, K]``, the noise level of each frame, from 0 (clean) to 1 (all noise).
+            frame_index: int64 ``[B, K]``, places in the video.
+            observed: bool ``[B, K]``.
+            present: bool ``[B, K]``; False for padding.
+            cache: of observed frames that are not among `frames`.
+        """
+        present = _all_true(frame_index) if present is None else present
+        out = self._pass(frames, level, frame_index, observed=observed, present=present, cache=cache)
+        assert out is not None
+        return out
+
+    def _pass(
+        self,
+        frames: Tensor,
+        level: Tensor,
+        frame_index: Tensor,
+        *,
+        observed: Tensor,
+        present: Tensor,
+        cache: FeatureCache | None = None,
+        recorded: list[tuple[Tensor, Tensor]] | None = None,
+    ) -> Tensor | None:
+        batch, num_frames = frame_index.shape
+        observed = observed & present
+        relation = self._relation(frame_index, observed, present, cache)
+        if cache is None:
+            gaps = observed_gaps(frame_index, present, frame_index, observed)
+        else:
+            gaps = observed_gaps(
+                frame_index,
+                present,
+                torch.cat([cache.frame_index, frame_index], 1),
+                torch.cat([cache.present, observed], 1),
+            )
+        steps = self.timesteps((1000.0 * level).flatten()).to(frames.dtype)
+        temb = self.embed_level(steps).view(batch, num_frames, -1) + self.embed_gaps(gaps.to(frames.dtype))
+        temb = (temb + self.embed_observed(observed.long())).flatten(0, 1)  # [B K, T]
+
+        indicator = observed.to(frames.dtype)[:, :, None, None, None].expand(-1, -1, 1, *frames.shape[3:])
+        x = torch.cat([frames, indicator], dim=2).flatten(0, 1)  # [B K, channels + 1, h, w]
+        flow = _Flow(batch, relation, self._backend(x.device), cache, recorded)
+        x = self.conv_in(x.contiguous(memory_format=torch.channels_last))
+        skips, each = [x], self.config.num_blocks
+        for level_number in range(len(self.config.channels)):
+            for block in self.down[level_number * each : (level_number + 1) * each]:
+                x = block(x, temb, flow)
+                skips.append(x)
+            if level_number < len(self.downsample):
+                x = self.downsample[level_number](x)
+                skips.append(x)
+        attending, resnet = self.middle
+        x = resnet(attending(x, temb, flow), temb)
+        for level_number in range(len(self.config.channels)):
+            for block in self.up[level_number * (each + 1) : (level_number + 1) * (each + 1)]:
+                x = block(torch.cat([x, skips.pop()], dim=1), temb, flow)
+            if level_number < len(self.upsample):
+                x = self.upsample[level_number](x)
+        if recorded is not None:
+            return None  # the features were what was wanted
+        x = self.conv_out(torch.nn.functional.silu(self.norm_out(x)))
+        return x.view(batch, num_frames, *x.shape[1:])
+
+    def _relation(
+        self, frame_index: Tensor, observed: Tensor, present: Tensor, cache: FeatureCache | None
+    ) -> FrameRelation:
+        allowed = present[:, None, :].expand(-1, frame_index.shape[1], -1)  # [B, Q, K]
+        if self.one_way:
+            allowed = allowed & (observed[:, None, :] | ~observed[:, :, None])
+        allowed = allowed | torch.eye(frame_index.shape[1], dtype=torch.bool, device=frame_index.device)
+        answering = frame_index
+        if cache is not None:
+            seen = cache.present[:, None, :].expand(-1, frame_index.shape[1], -1)
+            allowed = torch.cat([seen, allowed], dim=2)
+            answering = torch.cat([cache.frame_index, frame_index], dim=1)
+        return FrameRelation.between(frame_index, answering, allowed)
+
+    def _backend(self, device: torch.device) -> str:
+        return resolve_backend(self.config.attention_backend, device.type)
+
+
+class _Flow:
+    """What a pass carries from one attention over frames to the next: relations, and caches read or written."""
+
+    def __init__(
+        self,
+        batch: int,
+        relation: FrameRelation,
+        backend: str,
+        cache: FeatureCache | None,
+        recorded: list[tuple[Tensor, Tensor]] | None,
+    ) -> None:
+        self.batch = batch
+        self.relation = relation
+        self.backend = backend
+        self._cached = iter(cache.layers) if cache is not None else None
+        self._recorded = recorded
+
+    def through(self, layer: FrameAttention, x: Tensor) -> Tensor:
+        past = None if self._cached is None else next(self._cached)
+        frames = x.view(self.batch, -1, *x.shape[1:])
+        frames, own = layer(frames, self.relation, past=past, backend=self.backend)
+        if self._recorded is not None:
+            self._recorded.append(own)
+        return frames.flatten(0, 1)
+
+
+class _Resnet(ResnetBlock2D):  # type: ignore[misc]
+    def __init__(self, width_in: int, width: int, temb: int, dropout: float) -> None:
+        groups = {"groups": 8 if width_in % 8 == 0 else 1, "groups_out": 8 if width % 8 == 0 else 1}
+        super().__init__(
+            in_channels=width_in,
+            out_channels=width,
+            temb_channels=temb,
+            dropout=dropout,
+            eps=1e-5,
+            time_embedding_norm="scale_shift",
+            **groups,
+        )
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)
+
+
+class _Block(nn.Module):
+    """A residual block on each frame, then the attention of its resolution."""
+
+    def __init__(
+        self, width_in: int, width: int, temb: int, kind: str, num_heads: int, num_positions: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.resnet = _Resnet(width_in, width, temb, dropout)
+        self.over_frames = self.over_space = None
+        if kind in ("frames", "both", "joint"):
+            joint = kind == "joint"
+            self.over_frames = FrameAttention(width, num_heads, joint=joint, num_positions=num_positions * joint)
+        if kind in ("space", "both"):
+            self.over_space = SpaceAttention(width, num_heads)
+
+    def forward(self, x: Tensor, temb: Tensor, flow: _Flow) -> Tensor:
+        x = self.resnet(x, temb)
+        if self.over_frames is not None:
+            x = flow.through(self.over_frames, x)
+        if self.over_space is not None:
+            x = self.over_space(x, backend=flow.backend)
+        return x
+
+
+def _all_true(frame_index: Tensor) -> Tensor:
+    return torch.ones_like(frame_index, dtype=torch.bool)
+
+
+def _device_type() -> str:
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return "cpu" if accelerator is None else accelerator.type
+
+
+def _check(sample_size: int, channels: Any, attention_levels: Any, num_heads: int, attention: str) -> None:
+    if attention not in ("one_way", "full"):
+        raise ConfigError("attention", f"is {attention!r}", "Choose 'one_way' or 'full'.")
+    if len(attention_levels) != len(channels):
+        raise ConfigError(
+            "attention_levels",
+            f"has {len(attention_levels)} entries for {len(channels)} resolutions",
+            "Give one for each of channels.",
+        )
+    for kind in attention_levels:
+        if kind not in ("none", "space", "frames", "both", "joint"):
+            raise ConfigError(
+                "attention_levels", f"holds {kind!r}", "Choose of 'none', 'space', 'frames', 'both', 'joint'."
+            )
+    if sample_size % (1 << (len(channels) - 1)):
+        raise ConfigError(
+            "sample_size",
+            f"is {sample_size}, which cannot be halved {len(channels) - 1} times",
+            f"Pass a multiple of {1 << (len(channels) - 1)}, or fewer channels.",
+        )
+    for width in channels:
+        if width % num_heads:
+            raise ConfigError("channels", f"holds {width} for {num_heads} heads", "Pass multiples of num_heads.")

@@ -1,0 +1,120 @@
+"""A video backbone: a network over windows, the noise process it was trained for, and the scale of its pixels."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from flexgen.errors import CheckpointError, ConfigError
+from flexgen.networks.frame_unet import FrameUNet
+from flexgen.video.process import NoiseProcess, PixelScale
+
+__all__ = ["VideoBackbone"]
+
+_FILE = "backbone.json"
+_FORMAT = 1
+
+
+class VideoBackbone(nn.Module):
+    """What a checkpoint of a video model holds.
+
+    Args:
+        network: predicts along the process.
+        process: see `NoiseProcess`.
+        scale: of the training data's pixels.
+        window: K, the most frames that the network was trained to see at once.
+        trained_on: words on the data, the law and the length of training, for the reader of a checkpoint.
+    """
+
+    def __init__(
+        self,
+        network: FrameUNet,
+        process: NoiseProcess,
+        scale: PixelScale,
+        *,
+        window: int,
+        trained_on: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if window < 2:
+            raise ConfigError("window", f"is {window}", "A window holds at least a target and an observed frame.")
+        self.network = network
+        self.process, self.scale, self.window = process, scale, window
+        self.trained_on = dict(trained_on or {})
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of a frame."""
+        size = self.network.config.sample_size
+        return size, size, self.network.config.in_channels
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def fingerprint(self) -> str:
+        """Of the weights and of all that tells what they mean; a store of frames remembers who made them."""
+        digest = hashlib.sha256(json.dumps(self._meaning(), sort_keys=True).encode())
+        digest.update(repr(sorted((k, v) for k, v in self.network.config.items() if not k.startswith("_"))).encode())
+        for name, weight in sorted(self.network.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def save_pretrained(self, folder: str | Path, *, half: bool = False) -> None:
+        """Writes the network as diffusers does (safetensors and its config), and backbone.json beside it.
+
+        Args:
+            folder: made if it does not exist.
+            half: weights in float16, half the size; they are read back as float32.
+        """
+        folder = Path(folder)
+        if folder.is_file():
+            raise CheckpointError("folder", f"{folder} is a file", "Name a folder.")
+        network = self.network
+        if half:
+            network = copy.deepcopy(network)
+            for weight in network.parameters():
+                weight.data = weight.data.half()
+        network.save_pretrained(folder / "network", safe_serialization=True)
+        content = {"format": _FORMAT, **self._meaning(), "trained_on": self.trained_on}
+        (folder / _FILE).write_text(json.dumps(content, indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> VideoBackbone:
+        """Reads what `save_pretrained` wrote, in float32 and eval mode.
+
+        Raises:
+            CheckpointError: no such folder, a file missing or damaged, another format.
+        """
+        folder = Path(folder)
+        try:
+            content = json.loads((folder / _FILE).read_text())
+        except OSError as error:
+            raise CheckpointError(
+                "folder", f"{folder} holds no {_FILE}", "Name a folder that VideoBackbone.save_pretrained wrote."
+            ) from error
+        except json.JSONDecodeError as error:
+            raise CheckpointError("folder", f"{folder / _FILE} is no JSON ({error})", "Copy the folder anew.") from error
+        if content.get("format") != _FORMAT:
+            raise CheckpointError(
+                "folder", f"{folder} has format {content.get('format')}", f"This version reads format {_FORMAT}."
+            )
+        try:
+            network = FrameUNet.from_pretrained(folder / "network", torch_dtype=torch.float32)
+            process, scale = NoiseProcess(**content["process"]), PixelScale(**content["scale"])
+            window = int(content["window"])
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError("folder", f"{folder} cannot be read: {reason}", "Copy the folder anew.") from error
+        return cls(network, process, scale, window=window, trained_on=content.get("trained_on")).eval()
+
+    def _meaning(self) -> dict[str, Any]:
+        return {"process": self.process.to_dict(), "scale": asdict(self.scale), "window": self.window}

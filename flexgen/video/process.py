@@ -1,0 +1,140 @@
+"""Between pixels and noise: how frames are scaled, noised, and what the network predicts; schedulers are diffusers'."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from flexgen.errors import ConfigError
+
+__all__ = ["NoiseProcess", "PixelScale", "SchedulerName"]
+
+Prediction = Literal["flow", "epsilon", "v_prediction"]
+SchedulerName = Literal["euler", "heun", "dpm++", "ddim", "ddpm"]
+
+NUM_TIMESTEPS = 1000  # of training, in diffusers' terms; a noise level is a timestep over this
+
+
+@dataclass(frozen=True)
+class PixelScale:
+    """uint8 frames ``[.., h, w, c]`` as floats ``[.., c, h, w]`` of about zero mean and unit variance, and back.
+
+    Args:
+        mean, std: of the training data, in pixels over 255.
+    """
+
+    mean: float = 0.5
+    std: float = 0.25
+
+    def to_network(self, frames: Tensor) -> Tensor:
+        return ((frames.float() / 255.0 - self.mean) / self.std).movedim(-1, -3)
+
+    def to_pixels(self, values: Tensor) -> Tensor:
+        pixels = (values.float() * self.std + self.mean) * 255.0
+        return pixels.round().clamp(0, 255).to(torch.uint8).movedim(-3, -1)
+
+
+@dataclass(frozen=True)
+class NoiseProcess:
+    """A path from data to noise, and what is learned along it.
+
+    Args:
+        prediction: ``"flow"``: x_l = (1 - l) x_0 + l e on a straight line, the network predicts e - x_0 (flow matching,
+            Lipman et al. 2023; rectified flow, Liu et al. 2023). ``"epsilon"`` or ``"v_prediction"``: variance
+            preserving diffusion, the network predicts e, or v = a e - s x_0 (Salimans & Ho 2022).
+        betas: of diffusion: ``"linear"`` (as FDM) or ``"squaredcos_cap_v2"`` (cosine).
+
+    A level l is between 0 (data) and 1 (noise), one a frame.
+    """
+
+    prediction: Prediction = "flow"
+    betas: Literal["linear", "squaredcos_cap_v2"] = "linear"
+
+    def __post_init__(self) -> None:
+        for name, options in (("prediction", get_args(Prediction)), ("betas", ("linear", "squaredcos_cap_v2"))):
+            if getattr(self, name) not in options:
+                raise ConfigError(name, f"is {getattr(self, name)!r}", f"Choose one of {', '.join(options)}.")
+
+    @property
+    def is_flow(self) -> bool:
+        return self.prediction == "flow"
+
+    def noised(self, clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+        """x_l, ``[B, K, c, h, w]``, at levels ``[B, K]``; a level of exactly 0 leaves the data as they are."""
+        at = level[..., None, None, None].to(clean.dtype)
+        if self.is_flow:
+            return (1.0 - at) * clean + at * noise
+        mixed = self._ddpm.add_noise(clean.flatten(0, 1), noise.flatten(0, 1), self._timestep(level).flatten())
+        return torch.where(at == 0, clean, mixed.view_as(clean))
+
+    def wanted(self, clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+        """What the network should predict there, ``[B, K, c, h, w]``."""
+        if self.is_flow:
+            return noise - clean
+        if self.prediction == "epsilon":
+            return noise
+        velocity = self._ddpm.get_velocity(clean.flatten(0, 1), noise.flatten(0, 1), self._timestep(level).flatten())
+        out: Tensor = velocity.view_as(clean)
+        return out
+
+    def seen(self, level: Tensor) -> Tensor:
+        """The level that the network is told: the timestep's, where the process has only so many."""
+        return level if self.is_flow else torch.where(level == 0, 0.0, self._timestep(level) / NUM_TIMESTEPS)
+
+    def scheduler(self, name: str, num_steps: int, *, device: torch.device | str = "cpu") -> Any:
+        """A scheduler of diffusers for this process, its timesteps set; each, over 1000, is a level.
+
+        Args:
+            name: ``"euler"``, ``"heun"`` (two evaluations a step) or ``"dpm++"`` for flows; ``"dpm++"``, ``"ddim"`` or
+                ``"ddpm"`` (ancestral, as FDM) for diffusions.
+            num_steps: denoising steps.
+        """
+        import diffusers
+
+        if name not in get_args(SchedulerName):
+            raise ConfigError("scheduler", f"is {name!r}", f"Choose one of {', '.join(get_args(SchedulerName))}.")
+        fitting = ("euler", "heun", "dpm++") if self.is_flow else ("dpm++", "ddim", "ddpm")
+        if name not in fitting:
+            raise ConfigError(
+                "scheduler",
+                f"is {name!r}, which does not follow the process (prediction={self.prediction!r})",
+                f"Choose one of {', '.join(fitting)}.",
+            )
+        if num_steps < 1:
+            raise ConfigError("num_inference_steps", f"is {num_steps}", "Take at least one step.")
+        if self.is_flow and name in ("euler", "heun"):
+            kind = "FlowMatchEulerDiscreteScheduler" if name == "euler" else "FlowMatchHeunDiscreteScheduler"
+            scheduler = getattr(diffusers, kind)()
+            if name == "euler":  # evenly down to 0; diffusers' own last step would be wasted on 0.001 -> 0
+                scheduler.set_timesteps(sigmas=torch.linspace(1.0, 1.0 / num_steps, num_steps).tolist(), device=device)
+            else:
+                scheduler.set_timesteps(num_steps, device=device)
+            return scheduler
+        prediction = "flow_prediction" if self.is_flow else self.prediction
+        common = {"num_train_timesteps": NUM_TIMESTEPS, "prediction_type": prediction, "beta_schedule": self.betas}
+        if name == "dpm++":
+            flow = {"use_flow_sigmas": True, "flow_shift": 1.0} if self.is_flow else {}
+            scheduler = diffusers.DPMSolverMultistepScheduler(**common, **flow, final_sigmas_type="zero")
+        elif name == "ddim":
+            scheduler = diffusers.DDIMScheduler(**common, clip_sample=False, timestep_spacing="trailing")
+        else:
+            scheduler = diffusers.DDPMScheduler(**common, clip_sample=False)
+        scheduler.set_timesteps(num_steps, device=device)
+        return scheduler
+
+    def to_dict(self) -> dict[str, str]:
+        return asdict(self)
+
+    @cached_property
+    def _ddpm(self) -> Any:
+        import diffusers
+
+        return diffusers.DDPMScheduler(num_train_timesteps=NUM_TIMESTEPS, beta_schedule=self.betas)
+
+    @staticmethod
+    def _timestep(level: Tensor) -> Tensor:
+        return (level * NUM_TIMESTEPS).long().clamp(0, NUM_TIMESTEPS - 1)

@@ -1,0 +1,237 @@
+"""Draws of the target frames of windows given their observed frames, by denoising."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flexgen import rng
+from flexgen.errors import ConfigError, QueryError, SpaceError
+from flexgen.networks.frames import FeatureCache
+from flexgen.query import Query
+from flexgen.rng import Streams
+from flexgen.video.backbone import VideoBackbone
+from flexgen.video.slots import gather_frames, members
+
+__all__ = ["WindowSampler"]
+
+
+class WindowSampler:
+    """p(targets | observed) of windows of frames, as a diffusion model answers it.
+
+    Args:
+        backbone: the trained model.
+        num_inference_steps: denoising steps.
+        scheduler: see `NoiseProcess.scheduler`; default ``"euler"`` for flows, ``"ddim"`` otherwise.
+        history_guidance: w >= 0: predictions are moved to p(x | C) + w (p(x | C) - p(x)), away from what the network
+            would say without observed frames (history guidance, Song et al. 2025); 0 costs nothing, more costs a
+            second evaluation a step. The network must have been trained with windows without observed frames.
+        observed_noise: level that observed frames are given, noise included, and told; for models trained with it.
+        cached: use the cache of a one-way network; by default where there is one.
+        dtype: of the arithmetic: None (float32) or torch.bfloat16 by autocast.
+
+    The draws of a row depend on its stream, its frames and their indices: not on the rows beside it, nor on padding, as
+    far as the arithmetic of the device does not.
+    """
+
+    def __init__(
+        self,
+        backbone: VideoBackbone,
+        *,
+        num_inference_steps: int = 10,
+        scheduler: str | None = None,
+        history_guidance: float = 0.0,
+        observed_noise: float = 0.0,
+        cached: bool | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.backbone = backbone
+        self.num_inference_steps = num_inference_steps
+        self.scheduler_name = scheduler or ("euler" if backbone.process.is_flow else "ddim")
+        backbone.process.scheduler(self.scheduler_name, num_inference_steps)  # refuses what does not fit
+        if history_guidance < 0:
+            raise ConfigError("history_guidance", f"is {history_guidance}", "Pass 0 or more.")
+        if not 0 <= observed_noise < 1:
+            raise ConfigError("observed_noise", f"is {observed_noise}", "Pass a level in [0, 1).")
+        if cached and not backbone.network.one_way:
+            raise ConfigError("cached", "is True", "A network with attention='full' has no cache: pass False.")
+        if dtype not in (None, torch.bfloat16, torch.float16):
+            raise ConfigError("dtype", f"is {dtype}", "Pass None, torch.bfloat16 or torch.float16.")
+        self.history_guidance, self.observed_noise = history_guidance, observed_noise
+        self.cached = backbone.network.one_way if cached is None else cached
+        self.dtype = dtype
+
+    @property
+    def window(self) -> int:
+        return self.backbone.window
+
+    def settings(self) -> dict[str, Any]:
+        """All that the draws depend on besides the seed, as JSON: what a store of frames remembers."""
+        return {
+            "backbone": self.backbone.fingerprint(),
+            "num_inference_steps": self.num_inference_steps,
+            "scheduler": self.scheduler_name,
+            "history_guidance": self.history_guidance,
+            "observed_noise": self.observed_noise,
+            "cached": self.cached,
+            "dtype": None if self.dtype is None else str(self.dtype).removeprefix("torch."),
+        }
+
+    @torch.no_grad()
+    def sample_window(
+        self,
+        x: Tensor,
+        query: Query,
+        *,
+        frame_index: Tensor,
+        generator: Streams,
+        on_step: Callable[[int, Tensor], object] | None = None,
+    ) -> Tensor:
+        """x with the target frames drawn; observed frames and padding come back as they were.
+
+        Args:
+            x: uint8 ``[B, K, h, w, c]``.
+            query: over the slots, ``[K]`` or ``[B, K]``; slots in neither set are padding.
+            frame_index: int64 ``[B, K]`` or ``[K]``, the frames' places in the video.
+            generator: one stream a row.
+            on_step: called after every step with its number and the targets' present values ``[B, P, c, h, w]``.
+        """
+        query = query.expand(len(x))
+        self._check(x, query)
+        device, scale = self.backbone.device, self.backbone.scale
+        frame_index = frame_index.expand(len(x), -1).to(device)
+        target_slot, is_target = members(query.target.to(device))  # [B, P]
+        observed_slot, is_observed = members(query.observed.to(device))  # [B, C]
+        if not bool(is_target.any()):
+            return x.clone()
+        target_index = frame_index.gather(1, target_slot)
+        observed_index = frame_index.gather(1, observed_slot)
+        observed = scale.to_network(gather_frames(x.to(device), observed_slot))  # [B, C, c, h, w]
+        noise = self._noise((*target_slot.shape, *observed.shape[2:]), generator, device)
+        seeds = generator.bits((len(x), self.num_inference_steps))  # [B, steps]
+        observed_level = torch.full(observed_index.shape, self.observed_noise, device=device)
+        if self.observed_noise:
+            extra = self._noise(observed.shape, generator, device)
+            observed = self.backbone.process.noised(observed, extra, observed_level)
+        with self._arithmetic(device):
+            ask = _Asking(self, target_index, is_target, observed, observed_level, observed_index, is_observed)
+            values = self._denoise(ask, noise, seeds, on_step)
+        pixels = scale.to_pixels(values).to(x.device)  # [B, P, h, w, c]
+        out = x.clone()
+        row, place = is_target.to(x.device).nonzero(as_tuple=True)
+        out[row, target_slot.to(x.device)[row, place]] = pixels[row, place]
+        return out
+
+    def _denoise(
+        self,
+        ask: _Asking,
+        noise: Tensor,
+        seeds: Tensor,
+        on_step: Callable[[int, Tensor], object] | None,
+    ) -> Tensor:
+        scheduler = self.backbone.process.scheduler(
+            self.scheduler_name, self.num_inference_steps, device=noise.device
+        )
+        values = noise * getattr(scheduler, "init_noise_sigma", 1.0)
+        for number, timestep in enumerate(scheduler.timesteps):
+            # A row's noise of a step comes from a generator of its own, so that its first frames' noise is the same
+            # however many frames others have.
+            ancestral = self.scheduler_name == "ddpm"
+            extra = {"generator": [_seeded(seed) for seed in seeds[:, number].tolist()]} if ancestral else {}
+            level = timestep.to(noise.device, torch.float32) / 1000.0
+            scaled = scheduler.scale_model_input(values, timestep) if hasattr(scheduler, "scale_model_input") else values
+            prediction = ask.prediction(scaled, level).float()
+            values = scheduler.step(prediction, timestep, values, **extra).prev_sample
+            if on_step is not None:
+                on_step(number, values)
+        return values
+
+    def _noise(self, shape: tuple[int, ...], generator: Streams, device: torch.device) -> Tensor:
+        # A row with fewer frames than others has the same numbers as alone: they are counted from its first frame on.
+        return rng.normal(shape, generator=generator).to(device)
+
+    def _arithmetic(self, device: torch.device) -> Any:
+        return nullcontext() if self.dtype is None else torch.autocast(device.type, dtype=self.dtype)
+
+    def _check(self, x: Tensor, query: Query) -> None:
+        shape = self.backbone.frame_shape
+        if x.dtype != torch.uint8 or x.ndim != 5 or tuple(x.shape[2:]) != shape:
+            raise SpaceError(
+                "x", f"is {x.dtype} of shape {tuple(x.shape)}", f"Pass uint8 frames [B, K, {', '.join(map(str, shape))}]."
+            )
+        if query.num_sites != x.shape[1]:
+            raise QueryError(
+                "query", f"is about {query.num_sites} slots, but x has {x.shape[1]}", "Name every slot of the window."
+            )
+
+
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed & ((1 << 63) - 1))
+
+
+class _Asking:
+    """The network's prediction for the targets of a batch of windows, whatever way it is had."""
+
+    def __init__(
+        self,
+        sampler: WindowSampler,
+        target_index: Tensor,
+        is_target: Tensor,
+        observed: Tensor,
+        observed_level: Tensor,
+        observed_index: Tensor,
+        is_observed: Tensor,
+    ) -> None:
+        self.network, self.process = sampler.backbone.network, sampler.backbone.process
+        self.guidance = sampler.history_guidance
+        self.target_index, self.is_target = target_index, is_target
+        self.observed, self.observed_index, self.is_observed = observed, observed_index, is_observed
+        self.observed_level = self.process.seen(observed_level)
+        self.has_observed = bool(is_observed.any())
+        self.cache: FeatureCache | None = None
+        if sampler.cached and self.has_observed:
+            self.cache = self.network.observe(observed, self.observed_level, observed_index, present=is_observed)
+
+    def prediction(self, values: Tensor, level: Tensor) -> Tensor:
+        """``[B, P, c, h, w]`` for targets at one noise level."""
+        told = self._given(values, level) if self.has_observed else self._alone(values, level)
+        if self.guidance and self.has_observed:
+            alone = self._alone(values, level)
+            told = told + self.guidance * (told - alone)
+        return told
+
+    def _levels(self, level: Tensor) -> Tensor:
+        return level.expand(self.target_index.shape)
+
+    def _alone(self, values: Tensor, level: Tensor) -> Tensor:
+        nothing = torch.zeros_like(self.is_target)
+        out: Tensor = self.network(
+            values, self._levels(level), self.target_index, observed=nothing, present=self.is_target
+        )
+        return out
+
+    def _given(self, values: Tensor, level: Tensor) -> Tensor:
+        out: Tensor
+        nothing = torch.zeros_like(self.is_target)
+        if self.cache is not None:
+            out = self.network(
+                values,
+                self._levels(level),
+                self.target_index,
+                observed=nothing,
+                present=self.is_target,
+                cache=self.cache,
+            )
+            return out
+        out = self.network(
+            torch.cat([values, self.observed], 1),
+            torch.cat([self._levels(level), self.observed_level], 1),
+            torch.cat([self.target_index, self.observed_index], 1),
+            observed=torch.cat([nothing, self.is_observed], 1),
+            present=torch.cat([self.is_target, self.is_observed], 1),
+        )
+        return out[:, : values.shape[1]]
