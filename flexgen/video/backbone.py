@@ -102,7 +102,9 @@ class VideoBackbone(nn.Module):
                 "folder", f"{folder} holds no {_FILE}", "Name a folder that VideoBackbone.save_pretrained wrote."
             ) from error
         except json.JSONDecodeError as error:
-            raise CheckpointError("folder", f"{folder / _FILE} is no JSON ({error})", "Copy the folder anew.") from error
+            raise CheckpointError(
+                "folder", f"{folder / _FILE} is no JSON ({error})", "Copy the folder anew."
+            ) from error
         if content.get("format") != _FORMAT:
             raise CheckpointError(
                 "folder", f"{folder} has format {content.get('format')}", f"This version reads format {_FORMAT}."

@@ -117,7 +117,11 @@ def pixel_scale(data: TrainingData) -> PixelScale:
     total = square = count = 0.0
     for row in rows:
         pixels = _present_frames(data, row[None])[::8].double() / 255.0
-        total, square, count = total + float(pixels.sum()), square + float(pixels.square().sum()), count + pixels.numel()
+        total, square, count = (
+            total + float(pixels.sum()),
+            square + float(pixels.square().sum()),
+            count + pixels.numel(),
+        )
     mean = total / count
     std = math.sqrt(max(square / count - mean * mean, 0.0))
     if std < 1e-3:

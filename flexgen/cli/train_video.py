@@ -1,0 +1,89 @@
+"""``flexgen train`` on videos: trains a `VideoBackbone` and saves it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from flexgen.cli.compose import build
+from flexgen.cli.parameters import read
+from flexgen.cli.training_folder import TrainingFolder
+from flexgen.errors import ConfigError
+
+__all__ = ["run"]
+
+LOG = "training.jsonl"
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The keys of configs/train.yaml, as videos read them."""
+
+    output: Path
+    seed: int
+    progress: bool | None
+    overwrite: bool
+    resume: bool
+    data: dict[str, Any]
+    law: dict[str, Any]
+    model: dict[str, Any]
+    training: dict[str, Any]
+    kinds: dict[str, Any]
+
+
+def run(config: DictConfig) -> None:
+    """Config: configs/train.yaml with data=videos, a law over frames, and a model and training for video."""
+    from flexgen.training import TrainingSettings
+    from flexgen.video.fit import BackboneSettings
+
+    chosen = read(Parameters, config)
+    if chosen.kinds:
+        raise ConfigError("kinds", f"is {chosen.kinds}, but the data are videos", "Leave it out.")
+    settings = read(BackboneSettings, config.model, at="model.")
+    start_from = chosen.training.pop("start_from", None)
+    training = read(TrainingSettings, {**chosen.training, "seed": chosen.seed}, at="training.")
+    law = build(config.law, at="law")
+    folder = TrainingFolder(chosen.output, finished_by="backbone.json")
+    if folder.is_finished(config, resume=chosen.resume, overwrite=chosen.overwrite):
+        print(f"{chosen.output} is finished already; train it anew with overwrite=true")
+        return
+    data, held_out = _videos(config)
+
+    from flexgen.video.backbone import VideoBackbone
+    from flexgen.video.fit import fit_backbone
+
+    begun_from = None if start_from is None else VideoBackbone.from_pretrained(start_from)
+    folder.begin(config, overwrite=chosen.overwrite)
+    backbone, result = fit_backbone(
+        data,
+        law,
+        settings,
+        training,
+        held_out=held_out,
+        start_from=begun_from,
+        directory=folder.checkpoints,
+        resume=chosen.resume,
+        progress=chosen.progress,
+    )
+    backbone.save_pretrained(chosen.output)
+    lines = [json.dumps(record) for record in result.history]
+    (chosen.output / LOG).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    if result.stopped in ("finished", "patience"):
+        folder.drop_checkpoints()
+    million = sum(weight.numel() for weight in backbone.network.parameters()) / 1e6
+    loss = f", held-out loss {result.best_loss:.4f}" if held_out is not None else ""
+    print(f"trained {million:.1f} M parameters for {result.step} steps in {result.seconds:.0f} s{loss}")
+    print(f"saved to {chosen.output}")
+
+
+def _videos(config: DictConfig) -> tuple[Any, Any]:
+    """The clips to train on and, where ``data.held_out`` names a folder, those to validate on."""
+    keys = OmegaConf.to_container(config.data, resolve=True)
+    assert isinstance(keys, dict)
+    held_out = keys.pop("held_out", None)
+    data = build(keys, at="data")
+    return data, None if held_out is None else build({**keys, "path": held_out}, at="data.held_out")
