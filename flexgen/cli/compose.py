@@ -25,6 +25,7 @@ __all__ = ["ALLOWED_MODULES", "build", "config_dir", "load_config", "options"]
 # what one of these modules exports in its __all__; all of it is values, and functions that read one file.
 ALLOWED_MODULES = (
     "flexgen.data.tables",
+    "flexgen.data.videos",
     "flexgen.table_model",
     "samplers.laws",
     "samplers.scans",

@@ -86,4 +86,4 @@ def _videos(config: DictConfig) -> tuple[Any, Any]:
     assert isinstance(keys, dict)
     held_out = keys.pop("held_out", None)
     data = build(keys, at="data")
-    return data, None if held_out is None else build({**keys, "path": held_out}, at="data.held_out")
+    return data, None if held_out is None else build({**keys, "folder": held_out}, at="data.held_out")
