@@ -10,6 +10,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "FlexgenError",
+    "PlanError",
     "QueryError",
     "SpaceError",
     "UnsupportedQueryError",
@@ -41,6 +42,10 @@ class QueryError(FlexgenError):
 
 class SpaceError(FlexgenError):
     """A value, or an array of values, outside the space of the sites."""
+
+
+class PlanError(FlexgenError):
+    """A plan of a long video that no sampler could follow, or an argument that no plan can serve."""
 
 
 class DataError(FlexgenError):

@@ -9,6 +9,7 @@ from flexgen._lazy import lazily
 if TYPE_CHECKING:
     from samplers import any_order as any_order
     from samplers import chains as chains
+    from samplers import frames as frames
     from samplers import laws as laws
     from samplers import observers as observers
     from samplers import parallel as parallel
@@ -42,7 +43,7 @@ _MODULE_OF = {
     "TemperedConditional": "samplers.tempering",
     "run": "samplers.schedule",
 }
-_SUBMODULES = frozenset({"any_order", "chains", "laws", "observers", "parallel", "scans", "tempering"})
+_SUBMODULES = frozenset({"any_order", "chains", "frames", "laws", "observers", "parallel", "scans", "tempering"})
 
 __all__ = sorted((*_MODULE_OF, *_SUBMODULES))
 
