@@ -11,13 +11,20 @@ from omegaconf import OmegaConf
 from flexgen.cli.compose import build, config_dir, load_config
 from flexgen.cli.help import describe, groups, options
 from flexgen.cli.main import COMMANDS
-from flexgen.cli.parameters import table_settings
+from flexgen.cli.parameters import read, table_settings
+from flexgen.networks.frame_unet import FrameUNet
 from flexgen.tables.settings import TableSettings
+from flexgen.training import TrainingSettings
+from flexgen.video.fit import BackboneSettings
 from samplers.scans import Scan
 
 PRIMARY = sorted(path.stem for path in config_dir().glob("*.yaml"))
 OPTIONS = [(path.parent.name, path.stem) for path in sorted(config_dir().glob("*/*.yaml"))]
 COMMAND_OF = {"sampler": "sample"}  # the others belong to train
+
+
+def is_for_videos(option: str) -> bool:
+    return option.startswith("frame_unet") or option == "video"
 
 
 def composed(group: str, option: str):
@@ -53,7 +60,7 @@ def test_an_option_composes_and_opens_with_a_comment(group, option):
         )
 
 
-@pytest.mark.parametrize("name", [name for name in options("data") if name != "file"])
+@pytest.mark.parametrize("name", [name for name in options("data") if name not in ("file", "videos")])
 def test_data_load(name):
     df = build(composed("data", name).data, at="data")
     assert len(df) >= 20
@@ -85,9 +92,29 @@ def test_samplers_hold_a_scan_and_sweeps_or_neither(name):
     assert (name == "chain") == (scan is None)
 
 
-@pytest.mark.parametrize(("group", "option"), [pair for pair in OPTIONS if pair[0] in ("model", "training")])
+SETTINGS = [pair for pair in OPTIONS if pair[0] in ("model", "training")]
+
+
+@pytest.mark.parametrize(("group", "option"), [pair for pair in SETTINGS if not is_for_videos(pair[1])])
 def test_settings_build(group, option):
     assert isinstance(table_settings(composed(group, option)), TableSettings)
+
+
+@pytest.mark.parametrize(("group", "option"), [pair for pair in SETTINGS if is_for_videos(pair[1])])
+def test_settings_for_videos_build(group, option):
+    chosen = OmegaConf.to_container(composed(group, option)[group])
+    if group == "training":
+        chosen.pop("start_from")
+        assert read(TrainingSettings, chosen).num_steps
+    else:
+        settings = read(BackboneSettings, chosen)
+        assert settings.process().is_flow
+        with torch.device("meta"):  # its shape, without its numbers
+            network = FrameUNet(
+                **{name: tuple(v) if isinstance(v, list) else v for name, v in settings.network.items()}
+            )
+        million = sum(weight.numel() for weight in network.parameters()) / 1e6
+        assert option == f"frame_unet_{million:.0f}m"
 
 
 def test_the_defaults_are_those_of_the_package():
