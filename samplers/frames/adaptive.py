@@ -1,0 +1,226 @@
+"""Plans that look: FDM's adaptive schemes, whose windows observe the frames that differ most from each other.
+
+Source: Harvey et al. (2022), *Flexible Diffusion Modeling of Long Videos*, and the authors' code. Targets are those of
+the plans that do not look; observed frames are chosen, for each row of the batch, by farthest-point selection: each
+next one is the frame whose distance to its nearest chosen one is largest. FDM's distance is LPIPS; here it is any
+function. Ours differ where theirs would choose a frame twice, or look for frames before the first for ever.
+
+What a plan costs is known before it runs: which frames are observed depends on the state, but not how many.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flexgen.checks import whole_number
+from flexgen.errors import PlanError
+from flexgen.query import Query
+from flexgen.rng import Randomness
+from samplers.frames.fdm import autoregressive_targets, hierarchy_targets, merged
+from samplers.frames.plan import Plan, check_window, given_frames
+from samplers.frames.windows import Window, frame_evaluations
+from samplers.schedule import Walk
+
+__all__ = ["AdaptivePlan", "Choice", "Distance", "adaptive_autoregressive", "adaptive_hierarchical", "farthest_points"]
+
+# From frames [M, *site] and frames [M, *site] to their distances [M].
+Distance = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A window that is yet to choose what it observes.
+
+    Args:
+        target: the frames to draw.
+        always: frames that are observed in any case; the first is where the selection starts.
+        candidates: frames to choose from, those that are there.
+        num_observed: how many to observe, `always` among them.
+    """
+
+    target: tuple[int, ...]
+    always: tuple[int, ...]
+    candidates: tuple[int, ...]
+    num_observed: int
+
+
+@dataclass(frozen=True, repr=False)
+class AdaptivePlan:
+    """A `Schedule` that decides its windows while walking, row by row.
+
+    Args:
+        num_frames: N, the length of the video.
+        observed: the given frames.
+        window: K, how many frames the network sees at once.
+        choices: the windows to be, in order.
+        distance: from frames ``[M, *site]`` and ``[M, *site]`` to ``[M]``; symmetric, 0 for equal frames.
+        name: for tables and file names.
+    """
+
+    num_frames: int
+    observed: tuple[int, ...]
+    window: int
+    choices: tuple[Choice, ...]
+    distance: Distance
+    name: str = "adaptive"
+
+    @property
+    def num_evaluations(self) -> int:
+        """Windows."""
+        return len(self.choices)
+
+    @property
+    def critical_path(self) -> int:
+        """Windows: each may observe what the last one drew."""
+        return len(self.choices)
+
+    def frame_evaluations(self, num_steps: int, *, cached: bool = False) -> int:
+        """Frames that pass the network in all, whatever is chosen; without those that pass inside the distance."""
+        return sum(
+            frame_evaluations(len(choice.target), choice.num_observed, num_steps, cached=cached)
+            for choice in self.choices
+        )
+
+    def evaluations_per_frame(self, num_steps: int, *, cached: bool = False) -> float:
+        num_generated = self.num_frames - len(self.observed)
+        return self.frame_evaluations(num_steps, cached=cached) / max(1, num_generated)
+
+    def next_window(self, frames: Tensor, number: int) -> tuple[Window, ...]:
+        """The window of this number for each row, given the video so far.
+
+        Args:
+            frames: ``[B, N, *site]``; frames that are not there yet are not read.
+            number: 0 for the first window.
+        """
+        if frames.ndim < 2 or frames.shape[1] != self.num_frames:
+            raise PlanError("frames", f"has shape {tuple(frames.shape)}", f"Pass [B, {self.num_frames}, *site].")
+        choice = self.choices[number]
+        if len(choice.always) >= choice.num_observed or choice.num_observed == len(choice.candidates):
+            everything = choice.always if len(choice.always) >= choice.num_observed else choice.candidates
+            return (Window(choice.target, everything),) * len(frames)
+        start = [choice.candidates.index(frame) for frame in choice.always]
+        place = farthest_points(frames[:, list(choice.candidates)], choice.num_observed, start, self.distance)  # [B, C]
+        return tuple(Window(choice.target, tuple(choice.candidates[i] for i in row)) for row in place.tolist())
+
+    def walk(self, x: Tensor, *, generator: Randomness) -> Walk:  # noqa: ARG002
+        for number in range(len(self.choices)):
+            queries = [window.query(self.num_frames, device=x.device) for window in self.next_window(x, number)]
+            if queries:
+                target, observed = (torch.stack([getattr(q, side) for q in queries]) for side in ("target", "observed"))
+                x = yield Query(target, observed)
+
+    def chosen(self, windows: Sequence[Window]) -> Plan:
+        """The plan that one row came to, from its windows: what to save, and to draw again from."""
+        return Plan(self.num_frames, self.observed, self.window, tuple(windows), self.name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the function; ``from_dict(data, distance)`` takes it again."""
+        return {
+            "name": self.name,
+            "num_frames": self.num_frames,
+            "observed": list(self.observed),
+            "window": self.window,
+            "choices": [vars(choice) for choice in self.choices],
+            "distance": getattr(self.distance, "__qualname__", type(self.distance).__qualname__),
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], distance: Distance) -> AdaptivePlan:
+        def frozen(value: Any) -> Any:
+            return tuple(value) if isinstance(value, list) else value
+
+        choices = tuple(Choice(**{name: frozen(value) for name, value in choice.items()}) for choice in data["choices"])
+        return cls(data["num_frames"], tuple(data["observed"]), data["window"], choices, distance, data["name"])
+
+    def __repr__(self) -> str:
+        return (
+            f"AdaptivePlan({self.name}: {self.num_frames} frames, {len(self.observed)} given, window {self.window}; "
+            f"{len(self.choices)} windows in turn)"
+        )
+
+
+def adaptive_autoregressive(
+    num_frames: int,
+    observed: int | Iterable[int],
+    window: int = 20,
+    *,
+    distance: Distance,
+    num_targets: int | None = None,
+) -> AdaptivePlan:
+    """The next S frames, given the newest frame and the K - S - 1 that differ most from it and from each other.
+
+    Arguments as for `autoregressive`, and the distance of frames. Frames drawn backwards start from the oldest one.
+    """
+    window, num_targets = check_window(window, num_targets)
+    given = given_frames(observed, num_frames)
+    done, choices = list(given), []
+    for target, room in autoregressive_targets(given, num_frames, window, num_targets):
+        inside, before, after = _beside(done, target)
+        always = (*inside, *(before[:1] or after[:1]), *(after[:1] if before else ()))[:room]
+        choices.append(Choice(target, always, tuple(reversed(done)), min(room, len(done))))
+        done = merged(done, target)
+    return AdaptivePlan(num_frames, given, window, tuple(choices), distance, "adaptive-autoregressive")
+
+
+def adaptive_hierarchical(
+    num_frames: int,
+    observed: int | Iterable[int],
+    window: int = 20,
+    levels: int = 2,
+    *,
+    distance: Distance,
+    num_targets: int | None = None,
+) -> AdaptivePlan:
+    """FDM's adaptive-hierarchy-n: all done frames inside the targets' span, two before, one after, others by distance.
+
+    Arguments as for `hierarchical`, and the distance of frames.
+    """
+    window, num_targets = check_window(window, num_targets)
+    given = given_frames(observed, num_frames)
+    levels = whole_number("levels", levels, 2, PlanError)
+    done, choices = list(given), []
+    for _, target, room in hierarchy_targets(given, num_frames, window, num_targets, levels):
+        inside, before, after = _beside(done, target)
+        always = (*inside, *before[:2], *after[:1])[:room]
+        choices.append(Choice(target, always, tuple(done), min(room, len(done))))
+        done = merged(done, target)
+    return AdaptivePlan(num_frames, given, window, tuple(choices), distance, f"adaptive-hierarchy-{levels}")
+
+
+def farthest_points(frames: Tensor, count: int, start: Sequence[int], distance: Distance) -> Tensor:
+    """Farthest-point selection (Gonzalez 1985), in every row on its own, int64 ``[B, count]``.
+
+    Args:
+        frames: ``[B, M, *site]``, to choose from.
+        count: how many to choose, at most M.
+        start: places that are chosen first, one or more.
+        distance: of frames.
+
+    Of frames equally far the first is chosen. Costs B · M distances for each one chosen.
+    """
+    num_rows, num_frames = frames.shape[:2]
+    rows = torch.arange(num_rows, device=frames.device)
+    nearest = torch.full((num_rows, num_frames), torch.inf, device=frames.device)  # distance to what is chosen
+    places: list[Tensor] = []
+    for number in range(count):
+        chosen = rows.new_full((num_rows,), start[number]) if number < len(start) else nearest.argmax(1)  # [B]
+        newest = frames[rows, chosen][:, None].expand_as(frames)
+        apart = distance(frames.flatten(0, 1), newest.flatten(0, 1))
+        if apart.shape != (num_rows * num_frames,):
+            raise PlanError("distance", f"returned shape {tuple(apart.shape)}", "Return one number for each pair.")
+        nearest = torch.minimum(nearest, apart.view(num_rows, num_frames).to(nearest))
+        places.append(chosen)
+        nearest[rows[:, None], torch.stack(places, 1)] = -torch.inf
+    return torch.stack(places, 1)
+
+
+def _beside(done: Sequence[int], target: Sequence[int]) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
+    """Frames that are there: inside the targets' span, before it (nearest first), after it."""
+    low, high = bisect_left(done, target[0]), bisect_left(done, target[-1])
+    return done[low:high], done[:low][::-1], done[high:]
