@@ -20,6 +20,7 @@ from samplers.laws.groups import Groups, Labels, Patches
 from samplers.laws.missingness import LogisticMissing, QuantileMissing
 from samplers.laws.named import *  # noqa: F403
 from samplers.laws.parts import Product, Tied
+from samplers.laws.plan_windows import Curriculum, PlanWindows
 from samplers.laws.rates import Beta, Cosine, Rate, TruncatedNormal, Uniform
 from samplers.laws.regions import Blocks, Box, Pattern, Rectangle
 from samplers.laws.sets import Bernoulli, FixedCount, Given, Prefix, Strided
@@ -33,6 +34,7 @@ __all__ = [
     "Box",
     "Corrupted",
     "Cosine",
+    "Curriculum",
     "Exactly",
     "Exchangeable",
     "FixedCount",
@@ -48,6 +50,7 @@ __all__ = [
     "NonEmpty",
     "Patches",
     "Pattern",
+    "PlanWindows",
     "PowerSize",
     "Prefix",
     "Product",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flexgen.laws import MaskLaw
-from samplers import laws
+from samplers import frames, laws
 
 NUM_SITES = 36
 GRID = (6, 6)
@@ -45,6 +45,7 @@ LAWS: dict[str, MaskLaw] = {
     "mage": laws.mage(),
     "vaeac_images": laws.vaeac_images(GRID),
     "fdm": laws.fdm(8),
+    "plan_windows": laws.PlanWindows([frames.hierarchical(40, 8, 8, 3), frames.tree(30, 4, 8)], [0.3, 0.7]),
     "mar": laws.LogisticMissing.mar(
         values(512), drivers=HALVES[0], rate=0.3, generator=torch.Generator().manual_seed(0)
     ),
