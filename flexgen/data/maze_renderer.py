@@ -25,7 +25,7 @@ __all__ = ["LICENCE", "MazeRenderer", "display", "generator_name"]
 
 LICENCE = "MiniWorld and its textures: Apache-2.0, Farama Foundation; the videos are made here"
 
-PACKAGES = "xvfb libgl1 libglu1-mesa libegl1 libgl1-mesa-dri"
+PACKAGES = "xvfb libgl1 libglu1-mesa libgl1-mesa-dri"
 _FIX = f"Install what it needs (Debian: apt-get install {PACKAGES}), and run under `xvfb-run -a`."
 
 
@@ -38,7 +38,7 @@ def display() -> Iterator[None]:
     Raises:
         DataError: there is neither.
     """
-    if os.environ.get("DISPLAY") or os.environ.get("PYOPENGL_PLATFORM") == "egl":
+    if os.environ.get("DISPLAY"):
         yield
         return
     os.environ["DISPLAY"] = _own_display()

@@ -110,7 +110,6 @@ def test_bad_arguments():
 
 def test_without_a_display_or_miniworld_the_error_says_what_to_install(monkeypatch, tmp_path, capsys):
     monkeypatch.delenv("DISPLAY", raising=False)
-    monkeypatch.delenv("PYOPENGL_PLATFORM", raising=False)
     monkeypatch.setattr(maze_renderer, "_own_display", maze_renderer._own_display.__wrapped__)
     monkeypatch.setattr(maze_renderer.shutil, "which", lambda _: None)
     assert main(["render", f"output={tmp_path / 'a'}", "num_clips=1", *TINY]) == 2
@@ -125,7 +124,6 @@ def test_without_a_display_or_miniworld_the_error_says_what_to_install(monkeypat
 
 def test_an_xvfb_that_ends_at_once_is_told(monkeypatch):
     monkeypatch.delenv("DISPLAY", raising=False)
-    monkeypatch.delenv("PYOPENGL_PLATFORM", raising=False)
     monkeypatch.setattr(maze_renderer, "_own_display", maze_renderer._own_display.__wrapped__)
     monkeypatch.setattr(maze_renderer.shutil, "which", lambda _: "/bin/false")
     with pytest.raises(DataError, match="and Xvfb ended: without a word"), maze_renderer.display():

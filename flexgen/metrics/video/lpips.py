@@ -16,7 +16,7 @@ from flexgen.metrics.video.arguments import require_same_shape, require_video, t
 __all__ = ["LPIPS", "ShiftTolerantAlexNet"]
 
 _CHANNELS = (64, 192, 384, 256, 256)
-_FIX = "Install flexgen-samplers[lpips]; without its dependencies, by pip install --no-deps stlpips-pytorch."
+_FIX = "Install flexgen-samplers[lpips]; it brings no other package."
 
 
 class LPIPS(Metric):
