@@ -27,6 +27,7 @@ ALLOWED_MODULES = (
     "flexgen.data.tables",
     "flexgen.data.videos",
     "flexgen.table_model",
+    "samplers.frames",
     "samplers.laws",
     "samplers.scans",
 )

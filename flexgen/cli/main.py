@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "learn a table:            flexgen train data.path=my.csv output=model",
     "impute": "fill in missing entries:  flexgen impute model=model input=gaps.csv output=filled.csv",
     "sample": "draw rows of the joint:   flexgen sample model=model num_rows=1000 output=rows.csv",
+    "video": "generate a long video:    flexgen video model=model observed=start.mp4 output=out/video",
     "render": "make videos of mazes:     flexgen render output=mazes/train num_clips=240",
 }
 
@@ -91,7 +92,7 @@ def _run(words: Sequence[str], flags: Sequence[str]) -> int:
 
 def _resumption(words: Sequence[str]) -> str:
     """How to go on after Ctrl-C, for the command that can."""
-    if words[:1] == ["render"]:
+    if words[:1] in (["render"], ["video"]):
         return f". Go on with: {shlex.join(['flexgen', *words])}"
     if words[:1] != ["train"]:
         return ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -33,6 +33,7 @@ class WindowSampler:
         observed_noise: level that observed frames are given, noise included, and told; for models trained with it.
         cached: use the cache of a one-way network; by default where there is one.
         dtype: of the arithmetic: None (float32) or torch.bfloat16 by autocast.
+        on_step: called after every step with its number and the targets' present values ``[B, P, c, h, w]``.
 
     The draws of a row depend on its stream, its frames and their indices: not on the rows beside it, nor on padding, as
     far as the arithmetic of the device does not.
@@ -48,6 +49,7 @@ class WindowSampler:
         observed_noise: float = 0.0,
         cached: bool | None = None,
         dtype: torch.dtype | None = None,
+        on_step: Callable[[int, Tensor], object] | None = None,
     ) -> None:
         self.backbone = backbone
         self.num_inference_steps = num_inference_steps
@@ -63,7 +65,22 @@ class WindowSampler:
             raise ConfigError("dtype", f"is {dtype}", "Pass None, torch.bfloat16 or torch.float16.")
         self.history_guidance, self.observed_noise = history_guidance, observed_noise
         self.cached = backbone.network.one_way if cached is None else cached
-        self.dtype = dtype
+        self.dtype, self.on_step = dtype, on_step
+
+    @classmethod
+    def from_settings(cls, backbone: VideoBackbone, settings: Mapping[str, Any]) -> WindowSampler:
+        """The sampler that ``settings()`` described, of the same backbone."""
+        if settings.get("backbone") != backbone.fingerprint():
+            raise ConfigError("backbone", "is not the one that the settings are of", "Load the same checkpoint.")
+        names = ("num_inference_steps", "scheduler", "history_guidance", "observed_noise", "cached")
+        dtype = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[settings["arithmetic"]]
+        return cls(backbone, **{name: settings[name] for name in names}, dtype=dtype)
+
+    @property
+    def evaluations_per_window(self) -> int:
+        """How often the network sees the targets of a window."""
+        steps = len(self.backbone.process.scheduler(self.scheduler_name, self.num_inference_steps).timesteps)
+        return steps * (2 if self.history_guidance else 1)
 
     @property
     def window(self) -> int:
@@ -78,7 +95,7 @@ class WindowSampler:
             "history_guidance": self.history_guidance,
             "observed_noise": self.observed_noise,
             "cached": self.cached,
-            "dtype": None if self.dtype is None else str(self.dtype).removeprefix("torch."),
+            "arithmetic": str(self.dtype or torch.float32).removeprefix("torch."),
         }
 
     @torch.no_grad()
@@ -89,7 +106,6 @@ class WindowSampler:
         *,
         frame_index: Tensor,
         generator: Streams,
-        on_step: Callable[[int, Tensor], object] | None = None,
     ) -> Tensor:
         """x with the target frames drawn; observed frames and padding come back as they were.
 
@@ -98,7 +114,6 @@ class WindowSampler:
             query: over the slots, ``[K]`` or ``[B, K]``; slots in neither set are padding.
             frame_index: int64 ``[B, K]`` or ``[K]``, the frames' places in the video.
             generator: one stream a row.
-            on_step: called after every step with its number and the targets' present values ``[B, P, c, h, w]``.
         """
         query = query.expand(len(x))
         self._check(x, query)
@@ -119,7 +134,7 @@ class WindowSampler:
             observed = self.backbone.process.noised(observed, extra, observed_level)
         with self._arithmetic(device):
             ask = _Asking(self, target_index, is_target, observed, observed_level, observed_index, is_observed)
-            values = self._denoise(ask, noise, seeds, on_step)
+            values = self._denoise(ask, noise, seeds)
         pixels = scale.to_pixels(values).to(x.device)  # [B, P, h, w, c]
         out = x.clone()
         row, place = is_target.to(x.device).nonzero(as_tuple=True)
@@ -131,11 +146,8 @@ class WindowSampler:
         ask: _Asking,
         noise: Tensor,
         seeds: Tensor,
-        on_step: Callable[[int, Tensor], object] | None,
     ) -> Tensor:
-        scheduler = self.backbone.process.scheduler(
-            self.scheduler_name, self.num_inference_steps, device=noise.device
-        )
+        scheduler = self.backbone.process.scheduler(self.scheduler_name, self.num_inference_steps, device=noise.device)
         values = noise * getattr(scheduler, "init_noise_sigma", 1.0)
         for number, timestep in enumerate(scheduler.timesteps):
             # A row's noise of a step comes from a generator of its own, so that its first frames' noise is the same
@@ -143,11 +155,13 @@ class WindowSampler:
             ancestral = self.scheduler_name == "ddpm"
             extra = {"generator": [_seeded(seed) for seed in seeds[:, number].tolist()]} if ancestral else {}
             level = timestep.to(noise.device, torch.float32) / 1000.0
-            scaled = scheduler.scale_model_input(values, timestep) if hasattr(scheduler, "scale_model_input") else values
+            scaled = (
+                scheduler.scale_model_input(values, timestep) if hasattr(scheduler, "scale_model_input") else values
+            )
             prediction = ask.prediction(scaled, level).float()
             values = scheduler.step(prediction, timestep, values, **extra).prev_sample
-            if on_step is not None:
-                on_step(number, values)
+            if self.on_step is not None:
+                self.on_step(number, values)
         return values
 
     def _noise(self, shape: tuple[int, ...], generator: Streams, device: torch.device) -> Tensor:
@@ -161,7 +175,9 @@ class WindowSampler:
         shape = self.backbone.frame_shape
         if x.dtype != torch.uint8 or x.ndim != 5 or tuple(x.shape[2:]) != shape:
             raise SpaceError(
-                "x", f"is {x.dtype} of shape {tuple(x.shape)}", f"Pass uint8 frames [B, K, {', '.join(map(str, shape))}]."
+                "x",
+                f"is {x.dtype} of shape {tuple(x.shape)}",
+                f"Pass uint8 frames [B, K, {', '.join(map(str, shape))}].",
             )
         if query.num_sites != x.shape[1]:
             raise QueryError(

@@ -1,0 +1,197 @@
+"""Long videos through the pipeline, by a network with random weights: all but what the frames look like."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from flexgen.errors import CheckpointError, ConfigError, DataError, PlanError
+from flexgen.networks.frame_unet import FrameUNet
+from flexgen.video.backbone import VideoBackbone
+from flexgen.video.process import NoiseProcess, PixelScale
+from flexgen.video_pipeline import VideoPipeline
+from samplers import frames
+
+SIDE, WINDOW, NUM_FRAMES = 8, 6, 23
+
+
+def backbone(seed: int = 0) -> VideoBackbone:
+    torch.manual_seed(seed)
+    network = FrameUNet(SIDE, channels=(8, 16), attention_levels=("frames", "joint"), num_heads=2)
+    for weight in network.parameters():
+        if not weight.any():
+            nn.init.normal_(weight, std=0.1)
+    return VideoBackbone(network, NoiseProcess(), PixelScale(), window=WINDOW)
+
+
+@pytest.fixture(scope="module")
+def pipe() -> VideoPipeline:
+    return VideoPipeline(backbone())
+
+
+def observed(num: int = 4, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (num, SIDE, SIDE, 3), np.uint8)
+
+
+def test_observed_frames_come_back_bit_for_bit_wherever_they_are(pipe: VideoPipeline) -> None:
+    given, places = observed(), [22, 0, 9, 10]
+    out = pipe(given, observed_index=places, num_frames=NUM_FRAMES, num_inference_steps=2, generator=0)
+    assert np.array_equal(out.frames[places], given)
+    assert out.frames.shape == (NUM_FRAMES, SIDE, SIDE, 3)
+    rest = np.delete(out.frames, places, axis=0)
+    assert (rest.reshape(len(rest), -1).std(1) > 0).all()
+    assert out.folder is None
+
+
+@pytest.mark.parametrize("plan", ["autoregressive", "long-range", "hierarchy-2", "tree"])
+def test_every_named_plan_fills_the_video_and_says_what_it_cost(pipe: VideoPipeline, plan: str) -> None:
+    seen: list[int] = []
+
+    def count(_step: int, values: Tensor) -> None:
+        seen.append(values.shape[0] * values.shape[1])
+
+    out = pipe(
+        observed(), num_frames=NUM_FRAMES, plan=plan, num_inference_steps=3, generator=0, callback_on_step_end=count
+    )
+    assert out.plan.num_generated == NUM_FRAMES - 4
+    contexts = sum(len(window.observed) for window in out.plan.windows)
+    assert out.frame_evaluations == pytest.approx((sum(seen) + contexts) / (NUM_FRAMES - 4))
+
+
+def test_nothing_observed(pipe: VideoPipeline) -> None:
+    out = pipe(num_frames=10, num_inference_steps=2, generator=0)
+    assert out.plan.observed == ()
+    assert len(out.frames) == 10
+
+
+def test_a_seed_is_a_video_and_another_another(pipe: VideoPipeline) -> None:
+    first, again, other = (
+        pipe(observed(), num_frames=12, num_inference_steps=2, generator=seed).frames for seed in (3, 3, 4)
+    )
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_other_observed_frames_make_other_videos(pipe: VideoPipeline) -> None:
+    one, two = (
+        pipe(observed(seed=seed), num_frames=12, num_inference_steps=2, generator=3).frames for seed in (1, 2)
+    )
+    assert not np.array_equal(one[4:], two[4:])
+
+
+class Killed(BaseException):
+    """As a kill: nothing catches it."""
+
+
+def test_a_killed_call_goes_on_to_the_same_video(pipe: VideoPipeline, tmp_path: Path) -> None:
+    how = {"num_frames": NUM_FRAMES, "num_inference_steps": 2, "generator": 5}
+    whole = pipe(observed(), **how).frames
+    steps = 0
+
+    def kill(_step: int, _values: Tensor) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        pipe(observed(), **how, output_dir=tmp_path, callback_on_step_end=kill)
+    before = steps
+    out = pipe(observed(), **how, output_dir=tmp_path, callback_on_step_end=lambda *_: None)
+    assert np.array_equal(out.frames, whole)
+    assert before == 5
+    assert out.contact_sheet == tmp_path / "contact_sheet.png"
+    assert out.contact_sheet.is_file()
+
+
+def test_a_finished_call_is_not_made_again(pipe: VideoPipeline, tmp_path: Path) -> None:
+    def refuse(_step: int, _values: Tensor) -> None:
+        raise AssertionError("a window was drawn again")
+
+    how = {"num_frames": 12, "num_inference_steps": 2, "generator": 5, "output_dir": tmp_path}
+    first = np.array(pipe(observed(), **how).frames)
+    again = pipe(observed(), **how, callback_on_step_end=refuse)
+    assert np.array_equal(again.frames, first)
+
+
+def test_a_folder_of_another_call_is_refused(pipe: VideoPipeline, tmp_path: Path) -> None:
+    how = {"num_frames": 12, "output_dir": tmp_path}
+    pipe(observed(), **how, num_inference_steps=2, generator=5)
+    with pytest.raises(CheckpointError, match="num_inference_steps"):
+        pipe(observed(), **how, num_inference_steps=3, generator=5)
+    with pytest.raises(CheckpointError, match="seed"):
+        pipe(observed(), **how, num_inference_steps=2, generator=6)
+    with pytest.raises(CheckpointError, match="backbone"):
+        VideoPipeline(backbone(seed=9))(observed(), **how, num_inference_steps=2, generator=5)
+
+
+def test_one_window_drawn_again(pipe: VideoPipeline, tmp_path: Path) -> None:
+    first = pipe(observed(), num_frames=NUM_FRAMES, num_inference_steps=2, generator=5, output_dir=tmp_path)
+    before, last = np.array(first.frames), len(first.plan.windows) - 1
+    again = pipe.resample(tmp_path, window=last)
+    changed = {int(frame) for frame in (again.frames != before).any((1, 2, 3)).nonzero()[0]}
+    assert changed == set(first.plan.windows[last].target)
+    back = pipe.resample(tmp_path, window=last, draw=0)
+    assert np.array_equal(back.frames, before)
+
+
+def test_mp4_and_tensor(pipe: VideoPipeline, tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    from flexgen.data.video_files import read_frames
+
+    out = pipe(
+        observed(), num_frames=12, num_inference_steps=2, generator=0, output_dir=tmp_path, output_type="mp4", fps=5
+    )
+    assert out.video == tmp_path / "video.mp4"
+    assert sum(1 for _ in read_frames(out.video)) == 12
+    tensor = pipe(observed(), num_frames=12, num_inference_steps=2, generator=0, output_type="pt").frames
+    assert torch.equal(tensor, torch.from_numpy(np.array(out.frames)))
+
+
+def test_a_path_is_cropped_and_resized(pipe: VideoPipeline, tmp_path: Path) -> None:
+    wide = np.random.default_rng(0).integers(0, 256, (3, 16, 20, 3), np.uint8)
+    np.save(tmp_path / "wide.npy", wide)
+    out = pipe(tmp_path / "wide.npy", num_frames=8, num_inference_steps=2, generator=0)
+    middle = wide[:, :, 2:18].reshape(3, SIDE, 2, SIDE, 2, 3).mean((2, 4))
+    assert np.abs(out.frames[:3] - middle).max() <= 1
+
+
+def test_saved_and_loaded(pipe: VideoPipeline, tmp_path: Path) -> None:
+    pipe.save_pretrained(tmp_path)
+    again = VideoPipeline.from_pretrained(tmp_path)
+    how = {"num_frames": 8, "num_inference_steps": 2, "generator": 0}
+    assert np.array_equal(pipe(observed(), **how).frames, again(observed(), **how).frames)
+    assert repr(again) == repr(pipe)
+
+
+def test_wrong_arguments_are_named(pipe: VideoPipeline, tmp_path: Path) -> None:
+    given = observed()
+    cases = [
+        (DataError, "observed_frames: are float64", {"observed_frames": given / 255.0}),
+        (DataError, "observed_frames: are uint8 of shape", {"observed_frames": given[:, :4]}),
+        (DataError, "observed_frames:.*nowhere", {"observed_frames": tmp_path / "nowhere.mp4"}),
+        (DataError, "num_frames: reaches 3 of 3 frames", {"num_frames": 3}),
+        (DataError, "num_frames: is 0", {"num_frames": 0}),
+        (DataError, "observed_index: names 2 places for 4", {"observed_index": [0, 1]}),
+        (DataError, "observed_index: names a place twice", {"observed_index": [0, 1, 1, 2]}),
+        (DataError, "observed_index: holds 99 of 12", {"observed_index": [0, 1, 2, 99]}),
+        (PlanError, "plan: is 'treee'", {"plan": "treee"}),
+        (PlanError, "plan: is a int", {"plan": 3}),
+        (PlanError, "plan: is for 30 frames", {"plan": frames.tree(30, 4, WINDOW)}),
+        (PlanError, "plan: has windows of 10 frames", {"plan": frames.tree(12, 4, 10)}),
+        (ConfigError, "scheduler: is 'ddim'", {"scheduler": "ddim"}),
+        (ConfigError, "num_inference_steps: is 0", {"num_inference_steps": 0}),
+        (ConfigError, "output_type: is 'gif'", {"output_type": "gif"}),
+        (ConfigError, "output_dir: is None", {"output_type": "mp4"}),
+        (ConfigError, "generator: is None", {"output_dir": tmp_path, "generator": None}),
+        (ConfigError, "history_guidance: is -1", {"history_guidance": -1}),
+    ]
+    for kind, text, change in cases:
+        arguments = {"observed_frames": given, "num_frames": 12, "num_inference_steps": 2, "generator": 0, **change}
+        with pytest.raises(kind, match=text):
+            pipe(**arguments)
+    assert not list(tmp_path.iterdir())
