@@ -20,7 +20,7 @@ from samplers.scans import Scan
 
 PRIMARY = sorted(path.stem for path in config_dir().glob("*.yaml"))
 OPTIONS = [(path.parent.name, path.stem) for path in sorted(config_dir().glob("*/*.yaml"))]
-COMMAND_OF = {"sampler": "sample"}  # the others belong to train
+COMMAND_OF = {"sampler": "sample", "plan": "video"}  # the others belong to train
 
 
 def is_for_videos(option: str) -> bool:
@@ -82,6 +82,12 @@ def test_laws_draw_queries_over_a_table_with_gaps(name):
 def test_laws_of_different_names_differ():
     laws = [repr(build(composed("law", name).law)) for name in options("law")]
     assert len(set(laws)) == len(laws)
+
+
+@pytest.mark.parametrize("name", options("plan"))
+def test_plans_build_for_given_frames(name):
+    plan = build({**composed("plan", name).plan, "num_frames": 40, "observed": [0, 1, 20], "window": 8}, at="plan")
+    assert plan.num_generated == 37
 
 
 @pytest.mark.parametrize("name", options("sampler"))

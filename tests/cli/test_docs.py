@@ -22,7 +22,7 @@ SHOWN = sorted(
     {
         found
         for text in TEXTS.values()
-        for found in re.findall(r"^(?:#|.*:)? *(flexgen +(?:train|impute|sample)\b.*)$", text, flags=re.MULTILINE)
+        for found in re.findall(r"^(?:#|.*:)? *(flexgen +(?:train|impute|sample|video|render)\b.*)$", text, flags=re.MULTILINE)
     }
 )
 
@@ -37,8 +37,8 @@ def test_a_command_that_is_shown_composes(shown, capsys):
 
 
 def test_the_page_names_the_groups_and_their_options():
-    for command in ("train", "sample"):
+    for command in ("train", "sample", "video"):
         for group in groups(command):
             assert f"| `{group}` |" in PAGE
-    for group in ("model", "training", "sampler"):
+    for group in ("model", "training", "sampler", "plan"):
         assert all(f"`{option}`" in PAGE for option in options(group)), group

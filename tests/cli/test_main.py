@@ -90,7 +90,7 @@ SAMPLE = ["sample", "model=model", "output=rows.csv"]
 IMPUTE = ["impute", "model=model", "input=table.csv", "output=filled.csv"]
 
 ERRORS = {
-    "unknown command": (["fit"], "fit: command: is 'fit'. Choose one of demo, train, impute, sample, render."),
+    "unknown command": (["fit"], "fit: command: is 'fit'. Choose one of demo, train, impute, sample, video, render."),
     "unknown flag": ([*TRAIN, "--fast"], "train: flag: is '--fast'. Write options as key=value"),
     "unknown flag before a command": (["--fast", "train"], "train: flag: is '--fast'."),
     "no key=value": ([*TRAIN, "fast"], "train: override: is 'fast'. Write key=value."),
@@ -100,7 +100,7 @@ ERRORS = {
     "unknown option": ([*TRAIN, "law=bart"], "train: law: has no option 'bart'. Choose one of any_order, bernoulli,"),
     "unknown option of model": (
         [*TRAIN, "model=big"],
-        "train: model: has no option 'big'. Choose one of exact, pooled,",
+        "train: model: has no option 'big'. Choose one of exact, frame_unet_1m,",
     ),
     "unknown key": ([*TRAIN, "sed=3"], "train: sed: is no key of flexgen train. Did you mean seed?"),
     "unknown deep key": (
