@@ -3,7 +3,8 @@
 Source: Harvey et al. (2022), *Flexible Diffusion Modeling of Long Videos*, and the authors' code. Targets are those of
 the plans that do not look; observed frames are chosen, for each row of the batch, by farthest-point selection: each
 next one is the frame whose distance to its nearest chosen one is largest. FDM's distance is LPIPS; here it is any
-function. Ours differ where theirs would choose a frame twice, or look for frames before the first for ever.
+function. Ours differ where theirs would choose a frame twice, look for frames before the first for ever, or, for
+want of places, leave out the frame after the targets: we then leave out the second one before them.
 
 What a plan costs is known before it runs: which frames are observed depends on the state, but not how many.
 """
@@ -22,7 +23,7 @@ from flexgen.checks import whole_number
 from flexgen.errors import PlanError
 from flexgen.query import Query
 from flexgen.rng import Randomness
-from samplers.frames.fdm import autoregressive_targets, hierarchy_targets, merged
+from samplers.frames.fdm import autoregressive_targets, ends_of, hierarchy_targets, merged
 from samplers.frames.plan import Plan, check_window, given_frames
 from samplers.frames.windows import Window, frame_evaluations
 from samplers.schedule import Walk
@@ -185,9 +186,11 @@ def adaptive_hierarchical(
     given = given_frames(observed, num_frames)
     levels = whole_number("levels", levels, 2, PlanError)
     done, choices = list(given), []
-    for _, target, room in hierarchy_targets(given, num_frames, window, num_targets, levels):
+    for level, target, room in hierarchy_targets(given, num_frames, window, num_targets, levels):
         inside, before, after = _beside(done, target)
-        always = (*inside, *before[:2], *after[:1])[:room]
+        always = (*inside, *before[:1], *after[:1], *before[1:2])[:room]
+        if level == 1 and not (ends := ends_of(given, num_frames)) <= set(always):
+            always = tuple(sorted(ends))  # its targets lie on both sides of given frames
         choices.append(Choice(target, always, tuple(done), min(room, len(done))))
         done = merged(done, target)
     return AdaptivePlan(num_frames, given, window, tuple(choices), distance, f"adaptive-hierarchy-{levels}")

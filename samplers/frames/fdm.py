@@ -87,16 +87,18 @@ def hierarchical(
         levels: n, 2 or more; FDM names 2 to 5. The spacing at level l is ((N - n_obs) / (S - 1))^((n - l) / (n - 1)).
         num_targets: S; default K // 2.
 
-    Exact for Markov processes. At level 1 the targets are (N - n_obs) / (S - 1) frames apart, hundreds in a long video.
-    Windows of a level read the window before, so that they wait for each other; `tree` does without.
+    Exact for Markov processes. Level 1 observes given frames spread over all of them, and those beside missing frames
+    in any case; where these alone do not fit, they are keyframes enough, and level 1 is left out. Its targets are
+    (N - n_obs) / (S - 1) frames apart, hundreds in a long video. Windows of a level read the window before, so that
+    they wait for each other; `tree` does without.
     """
     window, num_targets = check_window(window, num_targets)
     given = given_frames(observed, num_frames)
     levels = whole_number("levels", levels, 2, PlanError)
     done, windows = list(given), []
     for level, target, room in hierarchy_targets(given, num_frames, window, num_targets, levels):
-        spread = level == 1
-        windows.append(Window(target, spread_over(given, room) if spread else nearby(done, target, room)))
+        first = spread_over(given, room, ends_of(given, num_frames)) if level == 1 else None
+        windows.append(Window(target, nearby(done, target, room) if first is None else first))
         done = merged(done, target)
     return Plan(num_frames, given, window, tuple(windows), f"hierarchy-{levels}")
 
@@ -142,9 +144,10 @@ def hierarchy_targets(
         else:
             target = tuple(np.unique(np.linspace(0, num_frames - 1, window).astype(int)).tolist())
             room = 0
-        yield 1, target, room
         num_missing = len(missing) if given else num_frames - len(target)
-        done, missing = merged(done, target), missing - set(target)
+        if len(ends_of(given, num_frames)) <= room or not given:
+            yield 1, target, room
+            done, missing = merged(done, target), missing - set(target)
     anew = not given
     while missing:
         for size in range(num_targets, 0, -1):
@@ -184,26 +187,20 @@ def nearby(done: Sequence[int], target: Sequence[int], room: int, max_after: int
     return (*done[max(0, low - num_before) : low], *done[low:high], *after)
 
 
-def spread_over(given: Sequence[int], room: int) -> tuple[int, ...]:
-    """About `room` given frames, evenly spaced; with the ends of every run of given frames, where these fit."""
-    if not given:
-        return ()
-    ends = {frame for a, b in _runs(given) for frame in (a, b)}
+def ends_of(given: Sequence[int], num_frames: int) -> set[int]:
+    """The given frames beside which a frame is missing."""
+    known = set(given)
+    return {f for f in given if (f > 0 and f - 1 not in known) or (f < num_frames - 1 and f + 1 not in known)}
+
+
+def spread_over(given: Sequence[int], room: int, ends: set[int]) -> tuple[int, ...]:
+    """Up to `room` given frames, evenly spaced, `ends` among them."""
     even = _even(given, room)
-    if ends <= even | {0} or len(ends) > room:  # nothing is missing before frame 0
-        return tuple(sorted(even))
-    return tuple(sorted(ends | _even(given, room - len(ends))))
+    return tuple(sorted(even if ends <= even else ends | _even(given, room - len(ends))))
 
 
 def _even(given: Sequence[int], count: int) -> set[int]:
-    return {given[place] for place in np.linspace(0, len(given) - 0.001, count).astype(int)}
-
-
-def _runs(frames: Sequence[int]) -> list[tuple[int, int]]:
-    """First and last of every run of neighbours."""
-    starts = [frame for i, frame in enumerate(frames) if i == 0 or frames[i - 1] != frame - 1]
-    stops = [frame for i, frame in enumerate(frames) if i == len(frames) - 1 or frames[i + 1] != frame + 1]
-    return list(zip(starts, stops, strict=True))
+    return {given[place] for place in np.linspace(0, len(given) - 0.001, count).astype(int)} if given else set()
 
 
 def _every(step: int, start: int, size: int, missing: set[int], num_frames: int) -> tuple[int, ...]:
