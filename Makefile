@@ -21,8 +21,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $(READY)
 
-demo: $(READY)  ## Learn a real table, sample its joint by Gibbs, leave pictures and scores in out/demo
+demo: $(READY)  ## Learn a real table and sample its joint by Gibbs, generate a video; leave both in out/demo
 	$(BIN)/flexgen demo overwrite=true
+	$(BIN)/flexgen video model=checkpoints/mazes32 observed=checkpoints/mazes32/held_out.mp4 num_observed=12 \
+		num_frames=240 output=out/demo overwrite=true
 
 test: lint  ## Lint, types and the default test tier
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -40,6 +40,7 @@ PLANS: Mapping[str, Callable[..., Plan]] = {
 
 PLAN_FILE, VIDEO_FILE, SHEET_FILE = "plan.json", "video.mp4", "contact_sheet.png"
 _SHEET_FRAMES = 100
+_LEAST_SIDE = 256  # of an mp4, in pixels
 
 
 @dataclass(frozen=True)
@@ -288,10 +289,12 @@ def _observed_index(index: Iterable[int] | None, num_observed: int, num_frames: 
 
 
 def _write_video(frames: Frames, path: Path, fps: int) -> Path:
+    """Small frames are enlarged, pixel by pixel: players show them, and the codec's halved colours cost nothing."""
+    zoom = max(1, _LEAST_SIDE // min(frames.shape[1:3]))
     partial = path.with_name(f".partial-{path.name}")
     with VideoWriter(partial, fps=fps) as writer:
         for frame in frames:
-            writer.write(np.asarray(frame))
+            writer.write(np.asarray(frame).repeat(zoom, 0).repeat(zoom, 1))
     return partial.replace(path)
 
 

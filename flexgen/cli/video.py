@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ class Parameters:
     batch_size: int
     fps: int
     progress: bool | None
+    overwrite: bool
     plan: dict[str, Any]
 
     def __post_init__(self) -> None:
@@ -61,6 +63,8 @@ def run(config: DictConfig) -> None:
         },
         at="plan",
     )
+    if chosen.overwrite:
+        shutil.rmtree(chosen.output / "frames", ignore_errors=True)
     began = time.monotonic()
     out = pipe(
         observed,
@@ -109,4 +113,7 @@ def _observed(chosen: Parameters, pipe: VideoPipeline) -> np.ndarray:
         raise DataError(
             "num_observed", f"is {chosen.num_observed}, but the video has {len(frames)}", "Take fewer, or leave it out."
         )
+    if len(frames) > chosen.num_frames:
+        problem = f"is {chosen.num_frames}, but {len(frames)} frames are observed"
+        raise DataError("num_frames", problem, "Ask for a longer video, or take fewer frames with num_observed.")
     return np.stack(frames)

@@ -1,0 +1,120 @@
+"""flexgen train and flexgen video, from a folder of clips to an mp4, with a network too small to learn anything."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flexgen.cli.main import main
+
+SIDE = 8
+SMALL = [
+    "data=videos",
+    "data.num_frames=12",
+    "law=fdm",
+    "law.window=4",
+    "model=frame_unet_1m",
+    "model.window=4",
+    "model.network.channels=[8,16]",
+    "model.network.attention_levels=[frames,joint]",
+    "model.network.num_heads=2",
+    "training=video",
+    "training.num_steps=3",
+    "training.batch_size=2",
+    "training.validate_every=1",
+    "training.amp=null",
+    "progress=false",
+]
+
+
+def clips(folder: Path, num: int, seed: int) -> Path:
+    folder.mkdir()
+    random = np.random.default_rng(seed)
+    for clip in range(num):
+        np.save(folder / f"clip-{clip}.npy", random.integers(0, 256, (12, SIDE, SIDE, 3), np.uint8))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("videos")
+    train, held_out = clips(root / "train", 3, 0), clips(root / "held_out", 2, 1)
+    data = [f"data.folder={train}", f"data.held_out={held_out}"]
+    assert main(["train", *SMALL, *data, f"output={root / 'model'}"]) == 0
+    return root
+
+
+def test_training_leaves_a_backbone_and_its_log(trained: Path) -> None:
+    model = trained / "model"
+    about = json.loads((model / "backbone.json").read_text())
+    assert about["window"] == 4
+    assert about["trained_on"]["steps"] == 3
+    steps = [json.loads(line)["step"] for line in (model / "training.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3]
+    assert not (model / "checkpoints").exists()
+
+
+def test_training_goes_on_from_a_backbone(trained: Path, tmp_path: Path) -> None:
+    more = [f"data.folder={trained / 'train'}", f"output={tmp_path}", f"training.start_from={trained / 'model'}"]
+    assert main(["train", *SMALL, *more]) == 0
+    begun_from = json.loads((tmp_path / "backbone.json").read_text())["trained_on"]["begun_from"]
+    assert begun_from["steps"] == 3
+
+
+def test_a_video_of_the_backbone(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("av")
+    command = ["video", f"model={trained / 'model'}", f"observed={trained / 'held_out' / 'clip-0.npy'}"]
+    command += ["num_observed=3", "num_frames=9", "num_inference_steps=2", "progress=false", f"output={tmp_path / 'a'}"]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "tree: 6 frames" in shown
+    assert "frame evaluations per generated frame" in shown
+    frames = np.load(tmp_path / "a" / "frames" / "frames.npy")
+    assert frames.shape == (9, SIDE, SIDE, 3)
+    assert np.array_equal(frames[:3], np.load(trained / "held_out" / "clip-0.npy")[:3])
+    for name in ("video.mp4", "contact_sheet.png", "plan.json"):
+        assert (tmp_path / "a" / name).is_file()
+
+    # Half of it, and the same command again: the same frames; another seed needs overwrite=true.
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    assert main([*command[:-1], f"output={tmp_path / 'b'}"]) == 0
+    assert main([*command, "seed=1"]) == 2
+    assert "seed" in capsys.readouterr().err
+    assert main([*command, "seed=1", "overwrite=true"]) == 0
+    assert not np.array_equal(np.load(tmp_path / "a" / "frames" / "frames.npy"), frames)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (["model=nowhere"], "model: nowhere holds no backbone.json"),
+        (["observed=nowhere.mp4"], "observed: 'nowhere.mp4' is not there"),
+        (["num_observed=99"], "num_observed: is 99, but the video has 12"),
+        (["observed_index=[0,1]"], "observed_index: names 2 places for 3"),
+        (["plan=treee"], "plan: has no option 'treee'"),
+        (["scheduler=ddim"], "scheduler: is 'ddim'"),
+        (["num_frames=2"], "num_frames: is 2, but 3 frames are observed"),
+        (["observed=null"], "num_observed: is 3"),
+    ],
+)
+def test_wrong_keys_are_named(
+    change: list[str], text: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["video", f"model={trained / 'model'}", f"observed={trained / 'held_out' / 'clip-0.npy'}"]
+    command += ["num_observed=3", "num_frames=9", f"output={tmp_path / 'out'}", *change]
+    assert main(command) == 2
+    assert text in capsys.readouterr().err
+    assert not (tmp_path / "out" / "frames").exists()
+
+
+def test_a_model_for_tables_is_refused_for_videos(trained: Path, tmp_path: Path, capsys) -> None:
+    command = ["train", "data=videos", f"data.folder={trained / 'train'}", "law=fdm", f"output={tmp_path / 'out'}"]
+    assert main(command) == 2
+    assert "model." in capsys.readouterr().err
+    assert main([*command, "model=frame_unet_1m"]) == 2
+    assert "training." in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
