@@ -21,7 +21,17 @@ from flexgen.errors import PlanError
 from samplers.frames.plan import Plan, check_window, given_frames
 from samplers.frames.windows import Window
 
-__all__ = ["autoregressive", "autoregressive_targets", "hierarchical", "hierarchy_targets", "long_range", "nearby"]
+__all__ = [
+    "autoregressive",
+    "autoregressive_targets",
+    "ends_of",
+    "hierarchical",
+    "hierarchy_targets",
+    "long_range",
+    "merged",
+    "nearby",
+    "spread_over",
+]
 
 
 def autoregressive(

@@ -46,7 +46,6 @@ def test_plans_cover_the_video_and_print_and_return(name: str, problem: tuple[in
     plan = BUILDERS[name](num_frames, observed, window)  # raises unless it covers every frame, in order, within K
     assert sum(len(w.target) for w in plan.windows) == plan.num_generated == num_frames - len(observed)
     assert Plan.from_json(plan.to_json()) == plan
-    assert repr(plan) in repr(plan)
     assert str(plan).startswith(plan.name)
     cached = plan.frame_evaluations(5, cached=True)
     assert 5 * plan.num_generated <= cached <= plan.frame_evaluations(5) <= 5 * window * len(plan.windows)
