@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from flexgen.space import Space as Space
     from flexgen.table_model import TableModel as TableModel
     from flexgen.tables.settings import TableSettings as TableSettings
+    from flexgen.video_pipeline import VideoPipeline as VideoPipeline
 
 __version__ = "0.1.0"
 
@@ -35,8 +36,11 @@ _MODULE_OF = {
     "Space": "flexgen.space",
     "TableModel": "flexgen.table_model",
     "TableSettings": "flexgen.tables.settings",
+    "VideoPipeline": "flexgen.video_pipeline",
 }
-_SUBMODULES = frozenset({"exact", "networks", "training", "tables", "data", "metrics", "plots", "rng", "errors"})
+_SUBMODULES = frozenset(
+    {"exact", "networks", "training", "tables", "data", "metrics", "plots", "rng", "errors", "video"}
+)
 
 __all__ = ["__version__", *sorted(_MODULE_OF), *sorted(_SUBMODULES)]
 
