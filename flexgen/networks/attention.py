@@ -69,14 +69,16 @@ def _xformers(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         bias = padded[..., :columns].to(q.dtype)
         assert bias.shape[-2:] == (rows, columns)
     out = memory_efficient_attention(*(t.transpose(1, 2) for t in (q, k, v)), attn_bias=bias)  # [B, Q, H, d]
-    return out.transpose(1, 2)
+    mixed: Tensor = out.transpose(1, 2)
+    return mixed
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     from torch.nn.attention.flex_attention import flex_attention
 
     if bias is None:
-        return flex_attention(q, k, v)  # type: ignore[return-value]
+        plain: Any = flex_attention(q, k, v)
+        return plain  # type: ignore[no-any-return]
     table = bias.expand(len(q), -1, -1, -1)
 
     def add_bias(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:

@@ -27,8 +27,8 @@ class FrameUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
     the network its own noise level, whether it is observed, and how far the nearest observed frames are.
 
     ``attention="full"`` (as in FDM, Harvey et al. 2022): every frame looks at every frame. ``"one_way"``: observed
-    frames look at observed ones only. Their features then depend neither on the targets nor on their noise, are computed
-    once by `observe`, and serve all denoising steps: `forward` with the cache equals `forward` without.
+    frames look at observed ones only. Their features then depend neither on the targets nor on their noise, are
+    computed once by `observe`, and serve all denoising steps: `forward` with the cache equals `forward` without.
 
     Results do not change when all frame indices are shifted, when rows of a window are permuted (they permute along),
     or when absent frames are appended.
@@ -37,9 +37,9 @@ class FrameUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         sample_size: height and width in pixels.
         in_channels: of a frame.
         channels: widths, one a resolution, each half of the one before.
-        attention_levels: what happens at each resolution: ``"none"``, ``"space"``, ``"frames"`` (same positions of other
-            frames), ``"both"``, or ``"joint"`` (all positions of all frames); after every residual block on the way down,
-            after the last one on the way up.
+        attention_levels: what happens at each resolution: ``"none"``, ``"space"``, ``"frames"`` (same positions of
+            other frames), ``"both"``, or ``"joint"`` (all positions of all frames); after every residual block on the
+            way down, after the last one on the way up.
         num_blocks: residual blocks a resolution on the way down; one more on the way up.
         num_heads: of all attention.
         attention: ``"one_way"`` or ``"full"``.
@@ -62,8 +62,8 @@ class FrameUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         attention_backend: str = "auto",
         dropout: float = 0.0,
     ) -> None:
-        super().__init__()
-        _check(sample_size, channels, attention_levels, num_heads, attention)
+        super().__init__()  # type: ignore[no-untyped-call]
+        _check(sample_size, in_channels, channels, attention_levels, num_blocks, num_heads, attention, dropout)
         resolve_backend(attention_backend, "cpu" if attention_backend in ("auto", "sdpa") else _device_type())
         temb = 4 * channels[0]
         self.timesteps = Timesteps(channels[0], flip_sin_to_cos=True, downscale_freq_shift=0)
@@ -99,10 +99,12 @@ class FrameUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.conv_out = nn.Conv2d(width, in_channels, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]
+        # Frames are channels-last throughout; weights laid out alike need no reordering at every call.
+        nn.Module.to(self, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def one_way(self) -> bool:
-        return bool(self.config.attention == "one_way")
+        return bool(self.config["attention"] == "one_way")
 
     def observe(
         self, frames: Tensor, level: Tensor, frame_index: Tensor, *, present: Tensor | None = None
@@ -178,10 +180,12 @@ class FrameUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
         indicator = observed.to(frames.dtype)[:, :, None, None, None].expand(-1, -1, 1, *frames.shape[3:])
         x = torch.cat([frames, indicator], dim=2).flatten(0, 1)  # [B K, channels + 1, h, w]
+        temb = nn.functional.silu(temb)
         flow = _Flow(batch, relation, self._backend(x.device), cache, recorded)
+        awaited = None if recorded is None else sum(isinstance(part, FrameAttention) for part in self.modules())
         x = self.conv_in(x.contiguous(memory_format=torch.channels_last))
-        skips, each = [x], self.config.num_blocks
-        for level_number in range(len(self.config.channels)):
+        skips, each, num_levels = [x], self.config["num_blocks"], len(self.config["channels"])
+        for level_number in range(num_levels):
             for block in self.down[level_number * each : (level_number + 1) * each]:
                 x = block(x, temb, flow)
                 skips.append(x)
@@ -190,15 +194,15 @@ class FrameUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
                 skips.append(x)
         attending, resnet = self.middle
         x = resnet(attending(x, temb, flow), temb)
-        for level_number in range(len(self.config.channels)):
+        for level_number in range(num_levels):
             for block in self.up[level_number * (each + 1) : (level_number + 1) * (each + 1)]:
+                if recorded is not None and len(recorded) == awaited:
+                    return None  # the features were what was wanted
                 x = block(torch.cat([x, skips.pop()], dim=1), temb, flow)
             if level_number < len(self.upsample):
                 x = self.upsample[level_number](x)
-        if recorded is not None:
-            return None  # the features were what was wanted
-        x = self.conv_out(torch.nn.functional.silu(self.norm_out(x)))
-        return x.view(batch, num_frames, *x.shape[1:])
+        out: Tensor = self.conv_out(nn.functional.silu(self.norm_out(x)))
+        return out.view(batch, num_frames, *out.shape[1:])
 
     def _relation(
         self, frame_index: Tensor, observed: Tensor, present: Tensor, cache: FeatureCache | None
@@ -215,7 +219,7 @@ class FrameUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return FrameRelation.between(frame_index, answering, allowed)
 
     def _backend(self, device: torch.device) -> str:
-        return resolve_backend(self.config.attention_backend, device.type)
+        return resolve_backend(self.config["attention_backend"], device.type)
 
 
 class _Flow:
@@ -241,12 +245,14 @@ class _Flow:
         frames, own = layer(frames, self.relation, past=past, backend=self.backend)
         if self._recorded is not None:
             self._recorded.append(own)
-        return frames.flatten(0, 1)
+        seen: Tensor = frames.flatten(0, 1)
+        return seen
 
 
-class _Resnet(ResnetBlock2D):  # type: ignore[misc]
+class _Resnet(ResnetBlock2D):
+    """Diffusers' residual block and its weights; a shorter way through it."""
+
     def __init__(self, width_in: int, width: int, temb: int, dropout: float) -> None:
-        groups = {"groups": 8 if width_in % 8 == 0 else 1, "groups_out": 8 if width % 8 == 0 else 1}
         super().__init__(
             in_channels=width_in,
             out_channels=width,
@@ -254,10 +260,23 @@ class _Resnet(ResnetBlock2D):  # type: ignore[misc]
             dropout=dropout,
             eps=1e-5,
             time_embedding_norm="scale_shift",
-            **groups,
+            groups=8 if width_in % 8 == 0 else 1,
+            groups_out=8 if width % 8 == 0 else 1,
         )
         nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
+        nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, temb: Tensor) -> Tensor:
+        """``[B, D, h, w]``; `temb` is past its activation, which all blocks share."""
+        h = self.conv1(nn.functional.silu(self.norm1(x)))
+        scale, shift = self.time_emb_proj(temb)[:, :, None, None].chunk(2, dim=1)
+        h = nn.functional.silu(self.norm2(h) * (1 + scale) + shift)
+        h = self.conv2(self.dropout(h))
+        if self.conv_shortcut is not None:  # a convolution of one pixel is a matrix product, and faster as one
+            weight = self.conv_shortcut.weight.flatten(1)
+            x = nn.functional.linear(x.movedim(1, -1), weight, self.conv_shortcut.bias).movedim(-1, 1)
+        out: Tensor = x + h
+        return out
 
 
 class _Block(nn.Module):
@@ -293,7 +312,24 @@ def _device_type() -> str:
     return "cpu" if accelerator is None else accelerator.type
 
 
-def _check(sample_size: int, channels: Any, attention_levels: Any, num_heads: int, attention: str) -> None:
+def _check(
+    sample_size: int,
+    in_channels: int,
+    channels: Any,
+    attention_levels: Any,
+    num_blocks: int,
+    num_heads: int,
+    attention: str,
+    dropout: float,
+) -> None:
+    counts = {"sample_size": sample_size, "in_channels": in_channels, "num_blocks": num_blocks, "num_heads": num_heads}
+    for name, count in counts.items():
+        if count < 1:
+            raise ConfigError(name, f"is {count}", "Pass at least 1.")
+    if not channels:
+        raise ConfigError("channels", f"is {channels!r}", "Give a width for each resolution.")
+    if not 0 <= dropout < 1:
+        raise ConfigError("dropout", f"is {dropout}", "Pass a number in [0, 1).")
     if attention not in ("one_way", "full"):
         raise ConfigError("attention", f"is {attention!r}", "Choose 'one_way' or 'full'.")
     if len(attention_levels) != len(channels):

@@ -154,7 +154,7 @@ class SpaceAttention(nn.Module):
         """``[B, D, h, w]``, one frame a row."""
         tokens = rearrange(self.norm(x), "b d h w -> b (h w) d")
         q, k, v = (rearrange(t, "b s (n d) -> b n s d", n=self.num_heads) for t in self.qkv(tokens).chunk(3, -1))
-        y = self.out(rearrange(attend(q, k, v, None, backend=backend), "b n s d -> b s (n d)"))
+        y: Tensor = self.out(rearrange(attend(q, k, v, None, backend=backend), "b n s d -> b s (n d)"))
         return x + rearrange(y, "b (h w) d -> b d h w", h=x.shape[2])
 
 
