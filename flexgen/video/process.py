@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -89,8 +90,9 @@ class NoiseProcess:
         """A scheduler of diffusers for this process, its timesteps set; each, over 1000, is a level.
 
         Args:
-            name: ``"euler"``, ``"heun"`` (two evaluations a step) or ``"dpm++"`` for flows; ``"dpm++"``, ``"ddim"`` or
-                ``"ddpm"`` (ancestral, as FDM) for diffusions.
+            name: ``"euler"``, ``"heun"`` (two evaluations a step but the last) or ``"dpm++"`` (of second order) for
+                flows; ``"dpm++"``, ``"ddim"`` or ``"ddpm"`` (ancestral, as FDM) for diffusions. DDIM and the ancestral
+                sampler are the solvers of first order of DPM-Solver++ and of its stochastic kin (Lu et al. 2022).
             num_steps: denoising steps.
         """
         import diffusers
@@ -104,8 +106,10 @@ class NoiseProcess:
                 f"is {name!r}, which does not follow the process (prediction={self.prediction!r})",
                 f"Choose one of {', '.join(fitting)}.",
             )
-        if num_steps < 1:
-            raise ConfigError("num_inference_steps", f"is {num_steps}", "Take at least one step.")
+        most = None if self.is_flow else NUM_TIMESTEPS
+        if not isinstance(num_steps, int) or num_steps < 1 or (most is not None and num_steps > most):
+            fix = "Take at least one step." if most is None else f"Take 1 to {most} steps."
+            raise ConfigError("num_inference_steps", f"is {num_steps!r}", fix)
         if self.is_flow and name in ("euler", "heun"):
             kind = "FlowMatchEulerDiscreteScheduler" if name == "euler" else "FlowMatchHeunDiscreteScheduler"
             scheduler = getattr(diffusers, kind)()
@@ -114,16 +118,22 @@ class NoiseProcess:
             else:
                 scheduler.set_timesteps(num_steps, device=device)
             return scheduler
-        prediction = "flow_prediction" if self.is_flow else self.prediction
-        common = {"num_train_timesteps": NUM_TIMESTEPS, "prediction_type": prediction, "beta_schedule": self.betas}
-        if name == "dpm++":
-            flow = {"use_flow_sigmas": True, "flow_shift": 1.0} if self.is_flow else {}
-            scheduler = diffusers.DPMSolverMultistepScheduler(**common, **flow, final_sigmas_type="zero")
-        elif name == "ddim":
-            scheduler = diffusers.DDIMScheduler(**common, clip_sample=False, timestep_spacing="trailing")
+        options: dict[str, Any] = {"num_train_timesteps": NUM_TIMESTEPS, "beta_schedule": self.betas}
+        if self.is_flow:
+            options |= {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 1.0}
         else:
-            scheduler = diffusers.DDPMScheduler(**common, clip_sample=False)
-        scheduler.set_timesteps(num_steps, device=device)
+            options |= {"prediction_type": self.prediction}
+        if name != "dpm++":
+            # DDIMScheduler and DDPMScheduler would step over 1000 // num_steps timesteps, or start below the highest.
+            kind = "dpmsolver++" if name == "ddim" else "sde-dpmsolver++"
+            options |= {"algorithm_type": kind, "solver_order": 1, "timestep_spacing": "trailing"}
+        solver: Any = diffusers.DPMSolverMultistepScheduler
+        scheduler = solver(**options, final_sigmas_type="zero")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of its way to make arrays of tensors
+            scheduler.set_timesteps(num_steps, device=device)
+        if self.is_flow:  # the level at which it stands, where diffusers rounds to a whole timestep
+            scheduler.timesteps = scheduler.sigmas[:-1].to(device) * NUM_TIMESTEPS
         return scheduler
 
     def to_dict(self) -> dict[str, str]:
@@ -133,7 +143,8 @@ class NoiseProcess:
     def _ddpm(self) -> Any:
         import diffusers
 
-        return diffusers.DDPMScheduler(num_train_timesteps=NUM_TIMESTEPS, beta_schedule=self.betas)
+        scheduler: Any = diffusers.DDPMScheduler
+        return scheduler(num_train_timesteps=NUM_TIMESTEPS, beta_schedule=self.betas)
 
     @staticmethod
     def _timestep(level: Tensor) -> Tensor:

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from flexgen import rng
-from flexgen.errors import ConfigError, QueryError, SpaceError
+from flexgen.errors import ConfigError, FlexgenError, QueryError, SpaceError
 from flexgen.networks.frames import FeatureCache
 from flexgen.query import Query
 from flexgen.rng import Streams
+from flexgen.training.guards import evaluating
 from flexgen.video.backbone import VideoBackbone
+from flexgen.video.process import NUM_TIMESTEPS
 from flexgen.video.slots import gather_frames, members
 
 __all__ = ["WindowSampler"]
@@ -116,7 +118,7 @@ class WindowSampler:
             generator: one stream a row.
         """
         query = query.expand(len(x))
-        self._check(x, query)
+        self._check(x, query, frame_index, generator)
         device, scale = self.backbone.device, self.backbone.scale
         frame_index = frame_index.expand(len(x), -1).to(device)
         target_slot, is_target = members(query.target.to(device))  # [B, P]
@@ -127,39 +129,26 @@ class WindowSampler:
         observed_index = frame_index.gather(1, observed_slot)
         observed = scale.to_network(gather_frames(x.to(device), observed_slot))  # [B, C, c, h, w]
         noise = self._noise((*target_slot.shape, *observed.shape[2:]), generator, device)
-        seeds = generator.bits((len(x), self.num_inference_steps))  # [B, steps]
         observed_level = torch.full(observed_index.shape, self.observed_noise, device=device)
         if self.observed_noise:
             extra = self._noise(observed.shape, generator, device)
             observed = self.backbone.process.noised(observed, extra, observed_level)
-        with self._arithmetic(device):
+        with evaluating(self.backbone), self._arithmetic(device):
             ask = _Asking(self, target_index, is_target, observed, observed_level, observed_index, is_observed)
-            values = self._denoise(ask, noise, seeds)
+            values = self._denoise(ask, noise, generator)
         pixels = scale.to_pixels(values).to(x.device)  # [B, P, h, w, c]
         out = x.clone()
         row, place = is_target.to(x.device).nonzero(as_tuple=True)
         out[row, target_slot.to(x.device)[row, place]] = pixels[row, place]
         return out
 
-    def _denoise(
-        self,
-        ask: _Asking,
-        noise: Tensor,
-        seeds: Tensor,
-    ) -> Tensor:
+    def _denoise(self, ask: _Asking, noise: Tensor, generator: Streams) -> Tensor:
         scheduler = self.backbone.process.scheduler(self.scheduler_name, self.num_inference_steps, device=noise.device)
-        values = noise * getattr(scheduler, "init_noise_sigma", 1.0)
+        ancestral, values = self.scheduler_name == "ddpm", noise
         for number, timestep in enumerate(scheduler.timesteps):
-            # A row's noise of a step comes from a generator of its own, so that its first frames' noise is the same
-            # however many frames others have.
-            ancestral = self.scheduler_name == "ddpm"
-            extra = {"generator": [_seeded(seed) for seed in seeds[:, number].tolist()]} if ancestral else {}
-            level = timestep.to(noise.device, torch.float32) / 1000.0
-            scaled = (
-                scheduler.scale_model_input(values, timestep) if hasattr(scheduler, "scale_model_input") else values
-            )
-            prediction = ask.prediction(scaled, level).float()
-            values = scheduler.step(prediction, timestep, values, **extra).prev_sample
+            level = timestep.to(noise.device, torch.float32) / NUM_TIMESTEPS
+            extra = {"variance_noise": self._noise(noise.shape, generator, noise.device)} if ancestral else {}
+            values = scheduler.step(ask.prediction(values, level).float(), timestep, values, **extra).prev_sample
             if self.on_step is not None:
                 self.on_step(number, values)
         return values
@@ -171,7 +160,7 @@ class WindowSampler:
     def _arithmetic(self, device: torch.device) -> Any:
         return nullcontext() if self.dtype is None else torch.autocast(device.type, dtype=self.dtype)
 
-    def _check(self, x: Tensor, query: Query) -> None:
+    def _check(self, x: Tensor, query: Query, frame_index: Tensor, generator: Streams) -> None:
         shape = self.backbone.frame_shape
         if x.dtype != torch.uint8 or x.ndim != 5 or tuple(x.shape[2:]) != shape:
             raise SpaceError(
@@ -183,10 +172,15 @@ class WindowSampler:
             raise QueryError(
                 "query", f"is about {query.num_sites} slots, but x has {x.shape[1]}", "Name every slot of the window."
             )
-
-
-def _seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed & ((1 << 63) - 1))
+        if frame_index.dtype != torch.int64 or tuple(frame_index.shape) not in ((x.shape[1],), tuple(x.shape[:2])):
+            raise QueryError(
+                "frame_index",
+                f"is {frame_index.dtype} of shape {tuple(frame_index.shape)}",
+                f"Pass int64 of shape [{x.shape[1]}] or [{x.shape[0]}, {x.shape[1]}], a place for every slot.",
+            )
+        if not isinstance(generator, Streams) or len(generator) != len(x):
+            kind = f"{len(generator)} streams" if isinstance(generator, Streams) else type(generator).__name__
+            raise FlexgenError("generator", f"is {kind}", f"Pass Streams(seed, {len(x)}), one stream a row of x.")
 
 
 class _Asking:
