@@ -52,8 +52,8 @@ class VideoBackbone(nn.Module):
     @property
     def frame_shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of a frame."""
-        size = self.network.config.sample_size
-        return size, size, self.network.config.in_channels
+        size = int(self.network.config["sample_size"])
+        return size, size, int(self.network.config["in_channels"])
 
     @property
     def device(self) -> torch.device:
@@ -61,8 +61,9 @@ class VideoBackbone(nn.Module):
 
     def fingerprint(self) -> str:
         """Of the weights and of all that tells what they mean; a store of frames remembers who made them."""
-        digest = hashlib.sha256(json.dumps(self._meaning(), sort_keys=True).encode())
-        digest.update(repr(sorted((k, v) for k, v in self.network.config.items() if not k.startswith("_"))).encode())
+        config = {name: value for name, value in self.network.config.items() if not name.startswith("_")}
+        # As JSON, in which the tuples of a fresh network and the lists of a loaded one are the same.
+        digest = hashlib.sha256(json.dumps([self._meaning(), config], sort_keys=True).encode())
         for name, weight in sorted(self.network.state_dict().items()):
             digest.update(name.encode())
             digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
@@ -101,16 +102,15 @@ class VideoBackbone(nn.Module):
             raise CheckpointError(
                 "folder", f"{folder} holds no {_FILE}", "Name a folder that VideoBackbone.save_pretrained wrote."
             ) from error
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # of the JSON, or of its bytes
             raise CheckpointError(
                 "folder", f"{folder / _FILE} is no JSON ({error})", "Copy the folder anew."
             ) from error
-        if content.get("format") != _FORMAT:
-            raise CheckpointError(
-                "folder", f"{folder} has format {content.get('format')}", f"This version reads format {_FORMAT}."
-            )
+        version = content.get("format") if isinstance(content, dict) else None
+        if version != _FORMAT:
+            raise CheckpointError("folder", f"{folder} has format {version}", f"This version reads format {_FORMAT}.")
         try:
-            network = FrameUNet.from_pretrained(folder / "network", torch_dtype=torch.float32)
+            network = _read_network(folder / "network")
             process, scale = NoiseProcess(**content["process"]), PixelScale(**content["scale"])
             window = int(content["window"])
         except Exception as error:
@@ -120,3 +120,17 @@ class VideoBackbone(nn.Module):
 
     def _meaning(self) -> dict[str, Any]:
         return {"process": self.process.to_dict(), "scale": asdict(self.scale), "window": self.window}
+
+
+def _read_network(folder: Path) -> FrameUNet:
+    """From this folder alone: by default diffusers asks the Hub for a missing one, and unpickles other formats."""
+    config = json.loads((folder / "config.json").read_text())
+    if config.get("_class_name") != FrameUNet.__name__:
+        raise CheckpointError("folder", f"{folder} holds a {config.get('_class_name')}", "Name a FrameUNet's.")
+    network, found = FrameUNet.from_pretrained(
+        folder, torch_dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
+    )
+    wrong = [name for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in found[kind]]
+    if wrong:
+        raise CheckpointError("folder", f"{folder} lacks weights, or has others, such as {wrong[0]}", "Copy it anew.")
+    return network.to(memory_format=torch.channels_last)  # type: ignore[no-any-return]
