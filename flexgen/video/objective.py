@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -61,6 +59,10 @@ class FrameDenoising:
             kind = "a tensor" if isinstance(batch, Tensor) else f"batches of {sorted(batch)}"
             raise DataError("data", f"yields {kind}", "Frame denoising needs 'frames' and 'present'; see VideoFolder.")
         frames = batch["frames"]  # [B, T, h, w, c]
+        if frames.dtype != torch.uint8 or frames.ndim != 5:
+            raise DataError(
+                "data", f"yields frames {frames.dtype} {tuple(frames.shape)}", "Pass uint8 [B, T, h, w, c]."
+            )
         present = batch.get("present", torch.ones(frames.shape[:2], dtype=torch.bool, device=frames.device))
         query = self.law.draw(present, generator=generator).query.expand(len(frames))
         index, taken = members(query.target | query.observed, self.window)  # [B, K]
@@ -97,13 +99,17 @@ class FrameDenoising:
         )
 
 
+_GOLDEN_RATIO = 0x9E3779B97F4A7C15 - (1 << 64)  # (sqrt(5) - 1) / 2 in units of 2^-64, as an int64
+
+
 def _spread(num_rows: int, generator: Randomness) -> Tensor:
     """Uniform levels ``[B]`` that lie evenly over [0, 1): steps of the golden ratio by row name from a common start.
 
-    A row's level depends on its name alone, not on the rows beside it, and is uniform by itself.
+    A row's level depends on its name alone, not on the rows beside it, and is uniform by itself. Counted in units of
+    2^-64, in which int64 wraps as the unit interval should, so that large names are as good as small ones.
     """
     if not isinstance(generator, Streams):
         return rng.uniform((num_rows,), generator=generator)
-    start = rng.key(generator.seed, "level", generator.counter) / (1 << 63)
-    golden = (math.sqrt(5.0) - 1.0) / 2.0
-    return ((generator.rows.double() * golden + start) % 1.0).float()
+    start = rng.key(generator.seed, "level", generator.counter) * 2 - (1 << 63)
+    turns = generator.rows * _GOLDEN_RATIO + start
+    return ((turns >> 40) & 0xFFFFFF).float() * 2.0**-24
