@@ -11,7 +11,7 @@ from torch import Tensor
 from flexgen.query import Query
 from flexgen.rng import Randomness
 
-__all__ = ["MaskDraw", "MaskLaw"]
+__all__ = ["MaskDraw", "MaskLaw", "MovingLaw"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,4 +62,12 @@ class MaskLaw(Protocol):
             present: bool ``[B, N]``, the entries that the data hold; the others are neither observed nor target.
             x: ``[B, N, ...]``, the data, for laws that depend on values (missing at random, or not at random).
         """
+        ...
+
+
+class MovingLaw(Protocol):
+    """A law that changes while training goes on."""
+
+    def at(self, progress: float) -> MaskLaw:
+        """The law when so much of training is done, from 0 to 1; a pure function, so that runs can be resumed."""
         ...

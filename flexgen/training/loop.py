@@ -17,7 +17,7 @@ from flexgen.errors import CheckpointError, ConfigError, DataError, FlexgenError
 from flexgen.training.batches import Batch, EpochOrder, TrainingData, to_device
 from flexgen.training.checkpoint import latest_checkpoint, read_checkpoint, write_checkpoint
 from flexgen.training.guards import Interruption, preserved_random_state, seed_dropout
-from flexgen.training.objectives import Objective
+from flexgen.training.objectives import MovingObjective, Objective
 from flexgen.training.settings import TrainingSettings, autocast, learning_rate
 from flexgen.training.state import Record, Stop, TrainingResult, TrainingState, identity
 from flexgen.training.validation import held_out_loss
@@ -62,7 +62,8 @@ def train(
 
     Args:
         network: any module; the objective decides how it is called.
-        objective: ``(network, batch, generator) -> loss [B]``, e.g. `MaskedLikelihood`.
+        objective: ``(network, batch, generator) -> loss [B]``, e.g. `MaskedLikelihood`; one that moves while training
+            goes on (`MovingObjective`) is asked anew at every step, for the share of `num_steps` that is done.
         data: rows to train on, e.g. `TensorData`.
         settings: see `TrainingSettings`.
         held_out: rows to validate on; every validation draws the same queries for them.
@@ -148,7 +149,8 @@ class _Run:
         """Everything before the first step, including the state of the run that is resumed."""
         network, settings = self.network, self.settings
         network.train()
-        self.forward = self.accelerator.prepare_model(_Step(network, self.objective))
+        self.step = _Step(network, self.objective)
+        self.forward = self.accelerator.prepare_model(self.step)
         if settings.compile:
             network.compile()
         self.state = TrainingState.start(network, settings, self.device)
@@ -208,6 +210,8 @@ class _Run:
         for optimizer in state.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(settings, state.step, peak=group["peak_lr"])
+        if isinstance(self.objective, MovingObjective):
+            self.step.objective = self.objective.at(state.step / settings.num_steps)
         batch = to_device(self.data.batch(self.order.rows(state.step)[self.share]), self.device)
         streams = rng.Streams(rng.key(settings.seed, "objective", state.step), self.places)
         seed_dropout(rng.key(settings.seed, "dropout", state.step, self.rank), self.device)

@@ -6,7 +6,7 @@ the loss of a row depends on its key, not on the rows beside it or on how a batc
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +20,21 @@ from flexgen.rng import Randomness
 from flexgen.space import Space
 from flexgen.training.batches import Batch
 
-__all__ = ["MaskedLikelihood", "Objective", "masked_likelihood"]
+__all__ = ["MaskedLikelihood", "MovingObjective", "Objective", "masked_likelihood"]
 
 
 class Objective(Protocol):
     def __call__(self, network: nn.Module, batch: Batch, generator: Randomness) -> Tensor:
         """The loss of each row, ``[B]``, differentiable in the network's weights; training minimises its mean."""
+        ...
+
+
+@runtime_checkable
+class MovingObjective(Objective, Protocol):
+    """An objective that changes while training goes on; called by itself, as for validation, it is that of the end."""
+
+    def at(self, progress: float) -> Objective:
+        """The objective when so much of training is done, from 0 to 1: a pure function, so that runs can be resumed."""
         ...
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from flexgen.training.batches import TrainingData, fingerprint
 from flexgen.training.checkpoint import Checkpoint, require_same
 from flexgen.training.ema import Ema
-from flexgen.training.objectives import Objective
+from flexgen.training.objectives import MovingObjective, Objective
 from flexgen.training.optimizers import make_optimizers
 from flexgen.training.settings import TrainingSettings
 
@@ -69,7 +69,7 @@ def identity(
 ) -> dict[str, dict[str, Any]]:
     """What must not change for a run to be resumed."""
     fixed = {name: value for name, value in asdict(settings).items() if name not in _FREE_TO_CHANGE}
-    if settings.lr_schedule == "constant":
+    if settings.lr_schedule == "constant" and not isinstance(objective, MovingObjective):
         del fixed["num_steps"]  # prolonging the run leaves the steps before as they were
     named = objective if isinstance(objective, FunctionType) else type(objective)
     return {

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flexgen import rng
 from flexgen.errors import ConfigError, DataError
-from flexgen.laws import MaskLaw
+from flexgen.laws import MaskLaw, MovingLaw
 from flexgen.networks.frame_unet import FrameUNet
+from flexgen.rng import Randomness
 from flexgen.training import TrainingData, TrainingResult, TrainingSettings, train
+from flexgen.training.batches import Batch
 from flexgen.training.state import Record
 from flexgen.video.backbone import VideoBackbone
 from flexgen.video.objective import FrameDenoising
@@ -50,7 +52,7 @@ class BackboneSettings:
 
 def fit_backbone(
     data: TrainingData,
-    law: MaskLaw,
+    law: MaskLaw | MovingLaw,
     settings: BackboneSettings,
     training: TrainingSettings,
     *,
@@ -65,7 +67,8 @@ def fit_backbone(
 
     Args:
         data: clips; batches of ``"frames"``, uint8 ``[B, T, h, w, c]``, and ``"present"``, bool ``[B, T]``.
-        law: over the T frames of a clip; draws at most ``settings.window`` of them.
+        law: over the T frames of a clip; draws at most ``settings.window`` of them. A law that moves follows the steps;
+            validation asks what it asks in the end.
         settings, training: what, and how long.
         held_out: clips to validate on.
         start_from: weights to begin with, of a backbone of the same network; its pixel scale is kept.
@@ -84,9 +87,12 @@ def fit_backbone(
             raise ConfigError(
                 "start_from", f"is for frames {start_from.frame_shape}, the data have {shape}", "Resize the videos."
             )
-    objective = FrameDenoising(
-        law, process, scale, window=settings.window, observed_noise=settings.observed_noise, flip=settings.flip
-    )
+
+    def denoising(law: MaskLaw) -> FrameDenoising:
+        noise, flip = settings.observed_noise, settings.flip
+        return FrameDenoising(law, process, scale, window=settings.window, observed_noise=noise, flip=flip)
+
+    objective = denoising(law) if isinstance(law, MaskLaw) else _Moving(law, denoising)
     result = train(
         network,
         objective,
@@ -109,6 +115,22 @@ def fit_backbone(
     }
     backbone = VideoBackbone(network, process, scale, window=settings.window, trained_on=trained_on)
     return backbone.eval(), result
+
+
+class _Moving:
+    """Denoising under a law that moves, a `MovingObjective`."""
+
+    def __init__(self, law: MovingLaw, denoising: Callable[[MaskLaw], FrameDenoising]) -> None:
+        self.law, self.denoising = law, denoising
+
+    def at(self, progress: float) -> FrameDenoising:
+        return self.denoising(self.law.at(progress))
+
+    def __call__(self, network: nn.Module, batch: Batch, generator: Randomness) -> Tensor:
+        return self.at(1.0)(network, batch, generator)
+
+    def __repr__(self) -> str:
+        return f"moving by {self.law!r} from {self.at(0.0)!r}"
 
 
 def pixel_scale(data: TrainingData) -> PixelScale:
