@@ -77,9 +77,7 @@ def test_a_seed_is_a_video_and_another_another(pipe: VideoPipeline) -> None:
 
 
 def test_other_observed_frames_make_other_videos(pipe: VideoPipeline) -> None:
-    one, two = (
-        pipe(observed(seed=seed), num_frames=12, num_inference_steps=2, generator=3).frames for seed in (1, 2)
-    )
+    one, two = (pipe(observed(seed=seed), num_frames=12, num_inference_steps=2, generator=3).frames for seed in (1, 2))
     assert not np.array_equal(one[4:], two[4:])
 
 

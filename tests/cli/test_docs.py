@@ -22,7 +22,9 @@ SHOWN = sorted(
     {
         found
         for text in TEXTS.values()
-        for found in re.findall(r"^(?:#|.*:)? *(flexgen +(?:train|impute|sample|video|render)\b.*)$", text, flags=re.MULTILINE)
+        for found in re.findall(
+            r"^(?:#|.*:)? *(flexgen +(?:train|impute|sample|video|render)\b.*)$", text, flags=re.MULTILINE
+        )
     }
 )
 
