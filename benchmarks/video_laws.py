@@ -1,0 +1,313 @@
+"""Which windows to train on: a mask law for video backbones, by attention, at matched supervision.
+
+    flexgen render output=mazes/train num_clips=240
+    flexgen render output=mazes/held_out num_clips=24 seed=1
+    python -m benchmarks.video_laws
+
+Laws:
+
+    fdm          FDM's groups of evenly spaced frames
+    plans        the windows of the plans below, in equal shares
+    half         either, by a fair coin
+    curriculum   from fdm to plans, in a straight line over the steps
+
+They differ in how many target frames a window has. Every row sees the same number of target frames, in expectation and
+to a hundredth: a law of fewer targets has larger batches, of whole windows, and the steps make up for rounding.
+``--steps`` are those of ``fdm`` at ``--batch-size``.
+
+Tables: held-out loss by noise level on the windows of each plan, each in a row with its standard error over seeds and,
+of the differences to the first row, over seeds and clips; and the quality of videos by each plan, as in
+``benchmarks.video_quality``.
+
+Hours. Every trained model is kept in ``out/video_laws/<law>-<attention>-seed<k>``, with its scores: stop the command
+when you like, the same command goes on, in the midst of a training from its last checkpoint. ``--laws``,
+``--attention`` and ``--train-only`` do a part, so that two commands can share the models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from benchmarks.video_scores import (
+    PLANS,
+    Job,
+    Score,
+    format_table,
+    generate_all,
+    load_clips,
+    look_scores,
+    mean_of,
+    read_clips,
+    seam_scores,
+)
+from flexgen import rng
+from flexgen.data.videos import VideoFolder
+from flexgen.laws import MaskLaw, MovingLaw
+from flexgen.metrics.video.maze_features import MazeFeatures
+from flexgen.training import TrainingSettings
+from flexgen.video.backbone import VideoBackbone
+from flexgen.video.fit import BackboneSettings, fit_backbone
+from flexgen.video.objective import FrameDenoising
+from samplers import laws
+
+LAWS, ATTENTION = ("fdm", "plans", "half", "curriculum"), ("one_way", "full")
+LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
+NUM_FRAMES, NUM_GIVEN = 300, 12
+CONFIGS = Path(__file__).parents[1] / "configs" / "model"
+SCORES = "scores.json"
+
+Shapes = list[tuple[tuple[int, ...], tuple[int, ...], int]]
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """How long a law trains so that as many target frames are scored as by another."""
+
+    batch_size: int
+    num_steps: int
+    targets_per_window: float
+
+    @property
+    def targets(self) -> float:
+        """Target frames in all, in expectation."""
+        return self.batch_size * self.num_steps * self.targets_per_window
+
+    @classmethod
+    def matching(cls, wanted: float, targets_per_window: float, *, num_steps: int) -> Supervision:
+        """Whole windows an update, in about so many steps, that score `wanted` target frames in all."""
+        batch_size = max(1, round(wanted / (num_steps * targets_per_window)))
+        return cls(batch_size, max(1, round(wanted / (batch_size * targets_per_window))), targets_per_window)
+
+
+def plan_windows(size: int) -> dict[str, Shapes]:
+    """The windows of each plan, moved to frame 0, for `PlanWindows`; of a refined tree only those that refine."""
+    out = {}
+    for name, make in PLANS.items():
+        plan = make(NUM_FRAMES, NUM_GIVEN, size)
+        chosen = [window for window in plan.windows if window.refines] or plan.windows
+        moved = [window.shifted(-window.frame_index[0]) for window in chosen]
+        counts = Counter((window.target, window.observed) for window in moved)
+        out["refine" if "refine" in name else name] = [(*sets, count) for sets, count in sorted(counts.items())]
+    return out
+
+
+def law_of(name: str, window: int) -> MaskLaw | MovingLaw:
+    parts = [laws.FrameGroups(window), laws.PlanWindows(list(plan_windows(window).values()))]
+    if name == "curriculum":
+        return laws.Curriculum(parts, [1.0, 0.0], [0.0, 1.0])
+    return {"fdm": parts[0], "plans": parts[1], "half": laws.Mixture(parts, [0.5, 0.5])}[name]
+
+
+@cache
+def mean_targets(name: str, window: int, *, num_draws: int = 20_000) -> float:
+    """Target frames of a law's window, in expectation; of the curriculum, over all of its time."""
+    if name == "curriculum":
+        return (mean_targets("fdm", window) + mean_targets("plans", window)) / 2
+    law = law_of(name, window)
+    assert isinstance(law, MaskLaw)
+    present = torch.ones(num_draws, NUM_FRAMES, dtype=torch.bool)
+    drawn = law.draw(present, generator=torch.Generator().manual_seed(0)).query
+    return float(drawn.target.sum(-1).double().mean())
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all models share."""
+
+    output: Path
+    train: VideoFolder
+    held_out: VideoFolder
+    settings: BackboneSettings
+    training: TrainingSettings
+    processes: int
+    num_videos: int
+    held_out_draws: int
+
+    def folder(self, law: str, attention: str, seed: int) -> Path:
+        return self.output / f"{law}-{attention}-seed{seed}"
+
+    def supervision(self, law: str) -> Supervision:
+        training, window = self.training, self.settings.window
+        wanted = training.num_steps * training.batch_size * mean_targets("fdm", window)
+        return Supervision.matching(wanted, mean_targets(law, window), num_steps=training.num_steps)
+
+
+def trained(bench: Bench, law: str, attention: str, seed: int) -> VideoBackbone | None:
+    """The model, from its folder if it is complete there; None if its training was interrupted."""
+    folder = bench.folder(law, attention, seed)
+    settings = replace(bench.settings, network={**bench.settings.network, "attention": attention})
+    given = bench.supervision(law)
+    warmup = min(bench.training.num_warmup_steps, given.num_steps // 10)
+    training = replace(
+        bench.training, num_steps=given.num_steps, batch_size=given.batch_size, num_warmup_steps=warmup, seed=seed
+    )
+    if (folder / "backbone.json").is_file():
+        backbone = VideoBackbone.from_pretrained(folder)
+        wanted = json.loads(json.dumps({"settings": asdict(settings), "training": asdict(training)}))
+        if any(backbone.trained_on.get(name) != value for name, value in wanted.items()):
+            raise SystemExit(f"{folder} holds a model of other settings: pass them again, or another --output.")
+        return backbone
+    print(f"{folder.name}: {given}", flush=True)
+    backbone, result = fit_backbone(
+        bench.train,
+        law_of(law, settings.window),
+        settings,
+        training,
+        directory=folder / "checkpoints",
+        resume=True,
+        on_record=lambda record: print(f"  step {record['step']}: loss {record['loss']:.4f}", flush=True),
+    )
+    if result.stopped != "finished":
+        return None
+    backbone.save_pretrained(folder)
+    return backbone
+
+
+@torch.no_grad()
+def held_out_losses(backbone: VideoBackbone, bench: Bench) -> dict[str, dict[str, list[float]]]:
+    """Plan -> noise level -> the loss of each held-out clip; the windows and the noise are the same for all models."""
+    window = backbone.window
+    out: dict[str, dict[str, list[float]]] = {}
+    rows = torch.arange(len(bench.held_out))
+    for name, shapes in plan_windows(window).items():
+        for level in LEVELS:
+            objective = FrameDenoising(
+                laws.PlanWindows([shapes]), backbone.process, backbone.scale, window=window, level=level
+            )
+            losses = torch.zeros(len(rows))
+            for draw in range(bench.held_out_draws):
+                for part in torch.split(rows, 8):
+                    streams = rng.Streams(rng.key(0, "held-out", name, draw), part)
+                    losses[part] += objective(backbone.network, bench.held_out.batch(part), streams)
+            out.setdefault(name, {})[str(level)] = (losses / bench.held_out_draws).tolist()
+    return out
+
+
+def sample_scores(folder: Path, bench: Bench, clips: Sequence[Path]) -> dict[str, dict[str, Score]]:
+    """Plan -> scores of videos that it makes."""
+    chosen, rest = clips[: bench.num_videos], clips[bench.num_videos :]
+    truth, reference, network = read_clips(chosen), read_clips(rest), MazeFeatures.pretrained()
+    plans = {name: make(NUM_FRAMES, NUM_GIVEN, bench.settings.window) for name, make in PLANS.items()}
+    jobs = [[Job(str(folder), clip, plan, seed=k) for k, clip in enumerate(chosen)] for plan in plans.values()]
+    out = {}
+    for (name, plan), made in zip(plans.items(), generate_all(jobs, processes=bench.processes), strict=True):
+        looks = look_scores(made.videos[:, NUM_GIVEN:], truth[:, NUM_GIVEN:], reference, network)
+        seams = seam_scores(made.videos, truth, plan)
+        out[name] = {k: looks[k] for k in ("frechet", "motion", "sharpness", "flawed")} | seams
+    return out
+
+
+def scores_of(backbone: VideoBackbone, folder: Path, bench: Bench, clips: Sequence[Path]) -> dict[str, Any]:
+    """The model's scores, kept in its folder."""
+    asked = {"draws": bench.held_out_draws, "videos": bench.num_videos, "clips": len(clips)}
+    kept = folder / SCORES
+    if kept.is_file() and (found := json.loads(kept.read_text()))["asked"] == asked:
+        return dict(found)
+    found = {"asked": asked, "losses": held_out_losses(backbone, bench), "samples": sample_scores(folder, bench, clips)}
+    partial = kept.with_suffix(".partial")
+    partial.write_text(json.dumps(found))
+    partial.replace(kept)
+    return found
+
+
+def loss_table(scores: Mapping[str, list[dict[str, Any]]], plan: str) -> str:
+    """Losses of each row by noise level, and how far they are from those of the first row."""
+    rows: dict[str, dict[str, Score]] = {}
+    first: dict[str, Tensor] = {}
+    for name, models in scores.items():
+        rows[name] = {}
+        for level in map(str, LEVELS):
+            losses = torch.tensor([model["losses"][plan][level] for model in models], dtype=torch.float64)  # [S, V]
+            rows[name][level] = mean_of(losses.mean(1).tolist())
+            first.setdefault(level, losses)
+            if losses is not first[level]:
+                rows[name][f"{level}, less"] = difference(losses, first[level])
+    return format_table(f"\nHeld-out loss by noise level, windows of: {plan}", rows)
+
+
+def difference(losses: Tensor, others: Tensor) -> Score:
+    """Mean of ``[S, V]`` less that of ``[S', V]``; clips are the same on both sides, seeds are not.
+
+    Its error is over both; where there is one seed, over clips alone.
+    """
+    apart = losses.mean(0) - others.mean(0)
+    variance = float(apart.var()) / len(apart)
+    for side in (losses, others):
+        if len(side) > 1:
+            variance += float(side.mean(1).var()) / len(side)
+    return Score(float(apart.mean()), math.sqrt(variance))
+
+
+def sample_table(scores: Mapping[str, list[dict[str, Any]]], plan: str) -> str:
+    rows = {}
+    for name, models in scores.items():
+        samples = [model["samples"][plan] for model in models]
+        values = {column: [sample[column] for sample in samples] for column in samples[0]}
+        rows[name] = {
+            column: mean_of([score[0] for score in found]) if len(found) > 1 else Score(*found[0])
+            for column, found in values.items()
+        }
+    return format_table(f"\nVideos by the plan: {plan}", rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="mazes", help="folder of train/ and held_out/")
+    parser.add_argument("--output", default="out/video_laws")
+    parser.add_argument("--laws", nargs="+", choices=LAWS, default=LAWS)
+    parser.add_argument("--attention", nargs="+", choices=ATTENTION, default=ATTENTION)
+    parser.add_argument("--model-config", default="frame_unet_1m", help="a file of configs/model")
+    parser.add_argument("--steps", type=int, default=4000, help="of fdm; the others have as many targets")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=3, help="of rows with one-way attention")
+    parser.add_argument("--full-seeds", type=int, default=1, help="of rows with full attention")
+    parser.add_argument("--videos", type=int, default=4, help="of each model and plan")
+    parser.add_argument("--held-out-draws", type=int, default=4, help="windows of each clip, plan and level")
+    parser.add_argument("--processes", type=int, default=1, help="that generate videos")
+    parser.add_argument("--train-only", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    clips = load_clips(Path(arguments.data) / "held_out")
+    train, held_out = (VideoFolder(Path(arguments.data) / n, num_frames=NUM_FRAMES) for n in ("train", "held_out"))
+    config = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{arguments.model_config}.yaml"))
+    training = TrainingSettings(
+        num_steps=arguments.steps, batch_size=arguments.batch_size, num_warmup_steps=100, ema_decay=0.998, amp="bf16",
+        validate_every=200, checkpoint_every=200,
+    )  # fmt: skip
+    bench = Bench(
+        Path(arguments.output), train, held_out, BackboneSettings(**config), training,  # type: ignore[arg-type]
+        arguments.processes, arguments.videos, arguments.held_out_draws,
+    )  # fmt: skip
+    scores: dict[str, list[dict[str, Any]]] = {}
+    for attention in arguments.attention:
+        for law in arguments.laws:
+            for seed in range(arguments.seeds if attention == "one_way" else arguments.full_seeds):
+                backbone = trained(bench, law, attention, seed)
+                if backbone is None:
+                    raise KeyboardInterrupt
+                if not arguments.train_only:
+                    found = scores_of(backbone, bench.folder(law, attention, seed), bench, clips)
+                    scores.setdefault(f"{law}, {attention}", []).append(found)
+    for plan in () if arguments.train_only else plan_windows(bench.settings.window):
+        print(loss_table(scores, plan))
+    for plan in () if arguments.train_only else PLANS:
+        print(sample_table(scores, plan))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; the same command goes on") from None

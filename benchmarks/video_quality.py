@@ -1,0 +1,206 @@
+"""How good generated videos are, and what they cost: by denoising steps and schedulers, by plans, over long times.
+
+    flexgen render output=mazes/held_out num_clips=24 seed=1
+    python -m benchmarks.video_quality
+
+Videos go on from the first frames of held-out clips; ``--part`` chooses one of three tables, ``--videos`` how many:
+
+    steps   5, 10, 20, 50, 250 steps of Euler, Heun (two evaluations a step) and DPM-Solver++, on short videos by one
+            plan; of Heun and DPM-Solver++ only rows of up to ``--most-evaluations`` a window, for the time it takes;
+    plans   autoregressive, hierarchy-2, tree, and the tree with a sweep of refinement;
+    drift   the same over 1000 frames, scored by thirds.
+
+Scores of the generated frames. Against the true clips: motion, sharpness (1 is right), PSNR by distance to the nearest
+given frame, change across seams over change inside, beside the same of the true clips at the same places. Against the
+other held-out clips, in the features of ``flexgen.metrics.video.maze_features``: the Frechet distance (no FVD), how far
+the laws of speeds and turns are off, walls that are too near or recede, flaws seen. The row "real" holds true clips as
+if they had been generated: what is as good as that cannot be told from real. ``±`` is a standard error over videos.
+``evals`` are frames that pass the network for each generated frame; the default generation's goal is 13 at most.
+``CPU s`` are processor seconds of one thread for each generated frame. "Revisits" compares views to which the walker
+comes back, by poses reckoned from the video itself, which drift: compare it with the row "real" (0.18 by true poses).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.video_scores import (
+    PLANS,
+    Job,
+    Made,
+    Score,
+    error_scores,
+    format_table,
+    generate_all,
+    load_clips,
+    look_scores,
+    read_clips,
+    revisit_score,
+    seam_scores,
+)
+from flexgen.metrics.video.maze_features import MazeFeatures
+from flexgen.video.backbone import VideoBackbone
+from flexgen.video.sampling import WindowSampler
+from samplers.frames import Plan
+
+MODEL, DATA = "checkpoints/mazes32", "mazes/held_out"
+STEPS, SCHEDULERS = (5, 10, 20, 50, 250), ("euler", "heun", "dpm++")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A part of the benchmark: how many videos, how long, given how much."""
+
+    num_videos: int
+    num_frames: int
+    num_given: int
+
+
+DEFAULTS = {"steps": Setting(4, 44, 12), "plans": Setting(4, 300, 36), "drift": Setting(2, 1000, 36)}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all parts share."""
+
+    model: str
+    clips: list[Path]
+    processes: int
+    seed: int
+    num_steps: int
+    most_evaluations: int
+    network: MazeFeatures
+
+    def jobs(self, setting: Setting, plan: Plan, num_steps: int, scheduler: str | None = None) -> list[Job]:
+        chosen = self.clips[: setting.num_videos]
+        return [
+            Job(self.model, clip, plan, num_steps, scheduler, self.seed + number) for number, clip in enumerate(chosen)
+        ]
+
+    def truth_and_reference(self, setting: Setting) -> tuple[Tensor, Tensor]:
+        return read_clips(self.clips[: setting.num_videos]), read_clips(self.clips[setting.num_videos :])
+
+
+def scored(made: Made | None, truth: Tensor, reference: Tensor, plan: Plan, bench: Bench) -> dict[str, Score]:
+    """Looks and seams of videos; of `truth` itself where `made` is None. Frames given at the start are left out."""
+    videos = truth if made is None else made.videos
+    start = len(plan.observed)
+    scores = look_scores(videos[:, start:], truth[:, start:], reference[:, : plan.num_frames], bench.network)
+    if made is not None:
+        scores |= {"evals": Score(made.evaluations), "CPU s": made.seconds}
+    return scores
+
+
+def steps_part(bench: Bench, setting: Setting, window: int) -> None:
+    plan = PLANS["tree"](setting.num_frames, setting.num_given, window)
+    ways = [(steps, name) for steps in STEPS for name in SCHEDULERS if is_asked(bench, steps, name)]
+    truth, reference = bench.truth_and_reference(setting)
+    truth = truth[:, : setting.num_frames]
+    rows = {"real": scored(None, truth, reference, plan, bench)}
+    errors = {}
+    made = generate_all([bench.jobs(setting, plan, *way) for way in ways], processes=bench.processes)
+    for (steps, name), videos in zip(ways, made, strict=True):
+        row = f"{name} {steps}"
+        rows[row] = scored(videos, truth, reference, plan, bench)
+        errors[row] = error_scores(videos.videos, truth, plan)
+        print(f"  {row} done", flush=True)
+    print(format_table(f"\nSteps and schedulers: {setting.num_videos} videos, {plan!r}", rows))
+    print(format_table("PSNR by frames to the nearest given frame", errors))
+
+
+def is_asked(bench: Bench, num_steps: int, scheduler: str) -> bool:
+    """Whether the row fits the model's process, and the time."""
+    backbone = VideoBackbone.from_pretrained(bench.model)
+    if not backbone.process.is_flow and scheduler != "dpm++":
+        return False
+    sampler = WindowSampler(backbone, num_inference_steps=num_steps, scheduler=scheduler)
+    return scheduler == "euler" or sampler.evaluations_per_window <= bench.most_evaluations
+
+
+def plans_part(bench: Bench, setting: Setting, window: int) -> None:
+    plans = {name: make(setting.num_frames, setting.num_given, window) for name, make in PLANS.items()}
+    truth, reference = bench.truth_and_reference(setting)
+    truth = truth[:, : setting.num_frames]
+    rows = {"real": scored(None, truth, reference, plans["tree"], bench)}
+    rows["real"]["revisits"] = revisit_score(truth, bench.network)
+    seams, errors = {}, {}
+    jobs = [bench.jobs(setting, plan, bench.num_steps) for plan in plans.values()]
+    for (name, plan), videos in zip(plans.items(), generate_all(jobs, processes=bench.processes), strict=True):
+        rows[name] = scored(videos, truth, reference, plan, bench)
+        rows[name]["revisits"] = revisit_score(videos.videos, bench.network)
+        seams[name] = seam_scores(videos.videos, truth, plan)
+        errors[name] = error_scores(videos.videos, truth, plan)
+        print(f"  {name} done", flush=True)
+    how = f"{setting.num_videos} videos of {setting.num_frames} frames, {setting.num_given} given"
+    print(format_table(f"\nPlans: {how}, {bench.num_steps} Euler steps, windows of {window}", rows))
+    print(format_table("Change across seams over change inside, generated and real", seams))
+    print(format_table("PSNR by frames to the nearest given frame", errors))
+
+
+def drift_part(bench: Bench, setting: Setting, window: int) -> None:
+    plans = {name: make(setting.num_frames, setting.num_given, window) for name, make in PLANS.items()}
+    truth, reference = bench.truth_and_reference(setting)
+    rows: dict[str, Mapping[str, Score]] = {"real": look_scores(truth, truth, reference, bench.network)}
+    seams = {}
+    jobs = [bench.jobs(setting, plan, bench.num_steps) for plan in plans.values()]
+    for (name, plan), made in zip(plans.items(), generate_all(jobs, processes=bench.processes), strict=True):
+        for third, part in enumerate(torch.chunk(made.videos[:, setting.num_given :], 3, 1), 1):
+            rows[f"{name}, third {third}"] = look_scores(part, truth, reference, bench.network)
+        seams[name] = seam_scores(made.videos, None, plan)
+        seams[name] |= {"evals": Score(made.evaluations), "CPU s": made.seconds}
+        print(f"  {name} done", flush=True)
+    how = f"{setting.num_videos} videos of {setting.num_frames} frames, {setting.num_given} given"
+    print(format_table(f"\nDrift: {how}, {bench.num_steps} Euler steps, windows of {window}", rows))
+    print(format_table("Change across seams over change inside, and cost", seams))
+
+
+PARTS = {"steps": steps_part, "plans": plans_part, "drift": drift_part}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--data", default=DATA, help="folder of held-out clips")
+    parser.add_argument("--part", choices=[*PARTS, "all"], default="all")
+    parser.add_argument("--videos", type=int, help="of each row; default 4, 4 and 2 in the three parts")
+    parser.add_argument("--frames", type=int, help="of a video; default 44, 300 and 1000")
+    parser.add_argument("--given", type=int, help="frames given at the start; default 12, 36 and 36")
+    parser.add_argument("--num-steps", type=int, default=10, help="Euler steps of plans and drift")
+    parser.add_argument("--most-evaluations", type=int, default=100)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    clips = load_clips(arguments.data)
+    backbone = VideoBackbone.from_pretrained(arguments.model)
+    print(f"{arguments.model}: {backbone.trained_on}"[:300])
+    bench = Bench(
+        arguments.model,
+        clips,
+        arguments.processes,
+        arguments.seed,
+        arguments.num_steps,
+        arguments.most_evaluations,
+        MazeFeatures.pretrained(),
+    )
+    for part, run in PARTS.items():
+        if arguments.part in (part, "all"):
+            default = DEFAULTS[part]
+            setting = Setting(
+                arguments.videos or default.num_videos,
+                arguments.frames or default.num_frames,
+                arguments.given or default.num_given,
+            )
+            if setting.num_videos > len(clips) - 2:
+                raise SystemExit(f"--videos {setting.num_videos} of {len(clips)} clips: leave two to compare with.")
+            run(bench, setting, backbone.window)
+
+
+if __name__ == "__main__":
+    main()
