@@ -2,8 +2,8 @@
 
 Measured after 100, 300 and 900 steps of training, the largest over the five sets below, 20 Euler steps: a mean square
 error of the conditional mean of .21, .09 and .05 of a pixel's variance, and a relative error of the covariance (less
-its sampling error, in squares) of 1.1, .4 and .3. What a model is allowed is about half as much again, beside five standard
-errors of the estimate (false alarm below 1e-6 a set).
+its sampling error, in squares) of 1.1, .4 and .3. What a model is allowed is about half as much again, beside five
+standard errors of the estimate (false alarm below 1e-6 a set).
 """
 
 from __future__ import annotations
