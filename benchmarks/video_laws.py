@@ -29,10 +29,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +38,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from benchmarks.matched_laws import LAWS, NUM_FRAMES, NUM_GIVEN, Supervision, law_of, mean_targets, plan_windows
 from benchmarks.video_scores import (
     PLANS,
     Job,
@@ -54,7 +53,6 @@ from benchmarks.video_scores import (
 )
 from flexgen import rng
 from flexgen.data.videos import VideoFolder
-from flexgen.laws import MaskLaw, MovingLaw
 from flexgen.metrics.video.maze_features import MazeFeatures
 from flexgen.training import TrainingSettings
 from flexgen.video.backbone import VideoBackbone
@@ -62,64 +60,10 @@ from flexgen.video.fit import BackboneSettings, fit_backbone
 from flexgen.video.objective import FrameDenoising
 from samplers import laws
 
-LAWS, ATTENTION = ("fdm", "plans", "half", "curriculum"), ("one_way", "full")
+ATTENTION = ("one_way", "full")
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
-NUM_FRAMES, NUM_GIVEN = 300, 12
 CONFIGS = Path(__file__).parents[1] / "configs" / "model"
 SCORES = "scores.json"
-
-Shapes = list[tuple[tuple[int, ...], tuple[int, ...], int]]
-
-
-@dataclass(frozen=True)
-class Supervision:
-    """How long a law trains so that as many target frames are scored as by another."""
-
-    batch_size: int
-    num_steps: int
-    targets_per_window: float
-
-    @property
-    def targets(self) -> float:
-        """Target frames in all, in expectation."""
-        return self.batch_size * self.num_steps * self.targets_per_window
-
-    @classmethod
-    def matching(cls, wanted: float, targets_per_window: float, *, num_steps: int) -> Supervision:
-        """Whole windows an update, in about so many steps, that score `wanted` target frames in all."""
-        batch_size = max(1, round(wanted / (num_steps * targets_per_window)))
-        return cls(batch_size, max(1, round(wanted / (batch_size * targets_per_window))), targets_per_window)
-
-
-def plan_windows(size: int) -> dict[str, Shapes]:
-    """The windows of each plan, moved to frame 0, for `PlanWindows`; of a refined tree only those that refine."""
-    out = {}
-    for name, make in PLANS.items():
-        plan = make(NUM_FRAMES, NUM_GIVEN, size)
-        chosen = [window for window in plan.windows if window.refines] or plan.windows
-        moved = [window.shifted(-window.frame_index[0]) for window in chosen]
-        counts = Counter((window.target, window.observed) for window in moved)
-        out["refine" if "refine" in name else name] = [(*sets, count) for sets, count in sorted(counts.items())]
-    return out
-
-
-def law_of(name: str, window: int) -> MaskLaw | MovingLaw:
-    parts = [laws.FrameGroups(window), laws.PlanWindows(list(plan_windows(window).values()))]
-    if name == "curriculum":
-        return laws.Curriculum(parts, [1.0, 0.0], [0.0, 1.0])
-    return {"fdm": parts[0], "plans": parts[1], "half": laws.Mixture(parts, [0.5, 0.5])}[name]
-
-
-@cache
-def mean_targets(name: str, window: int, *, num_draws: int = 20_000) -> float:
-    """Target frames of a law's window, in expectation; of the curriculum, over all of its time."""
-    if name == "curriculum":
-        return (mean_targets("fdm", window) + mean_targets("plans", window)) / 2
-    law = law_of(name, window)
-    assert isinstance(law, MaskLaw)
-    present = torch.ones(num_draws, NUM_FRAMES, dtype=torch.bool)
-    drawn = law.draw(present, generator=torch.Generator().manual_seed(0)).query
-    return float(drawn.target.sum(-1).double().mean())
 
 
 @dataclass(frozen=True)
@@ -198,7 +142,8 @@ def held_out_losses(backbone: VideoBackbone, bench: Bench) -> dict[str, dict[str
 def sample_scores(folder: Path, bench: Bench, clips: Sequence[Path]) -> dict[str, dict[str, Score]]:
     """Plan -> scores of videos that it makes."""
     chosen, rest = clips[: bench.num_videos], clips[bench.num_videos :]
-    truth, reference, network = read_clips(chosen), read_clips(rest), MazeFeatures.pretrained()
+    truth, reference = (read_clips(part)[:, :NUM_FRAMES] for part in (chosen, rest))
+    network = MazeFeatures.pretrained()
     plans = {name: make(NUM_FRAMES, NUM_GIVEN, bench.settings.window) for name, make in PLANS.items()}
     jobs = [[Job(str(folder), clip, plan, seed=k) for k, clip in enumerate(chosen)] for plan in plans.values()]
     out = {}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import maze_features, video_laws, video_scores
+from benchmarks import matched_laws, maze_features, video_laws, video_scores
 from benchmarks.video_scores import Score
 from flexgen.data.mazes import FLOORS, WALLS, Maze, walk
 from flexgen.metrics.video.maze_features import FLAWS
@@ -72,19 +72,19 @@ def test_a_jump_is_seen_at_its_kind_of_seam() -> None:
 @pytest.mark.parametrize("targets", [1.3, 4.0, 6.69, 7.77, 11.9])
 def test_supervision_is_matched(targets: float) -> None:
     wanted = 4000 * 8 * 7.77
-    found = video_laws.Supervision.matching(wanted, targets, num_steps=4000)
+    found = matched_laws.Supervision.matching(wanted, targets, num_steps=4000)
     assert found.targets == pytest.approx(wanted, rel=0.001)
     assert found.num_steps == pytest.approx(4000, rel=0.5 / found.batch_size + 0.001)
 
 
 def test_laws_of_the_table() -> None:
-    assert video_laws.mean_targets("half", 12) == pytest.approx(
-        (video_laws.mean_targets("fdm", 12) + video_laws.mean_targets("plans", 12)) / 2, abs=0.1
+    assert matched_laws.mean_targets("half", 12) == pytest.approx(
+        (matched_laws.mean_targets("fdm", 12) + matched_laws.mean_targets("plans", 12)) / 2, abs=0.1
     )
-    assert video_laws.mean_targets("curriculum", 12) == pytest.approx(video_laws.mean_targets("half", 12), abs=0.1)
-    shapes = video_laws.plan_windows(12)
+    assert matched_laws.mean_targets("curriculum", 12) == pytest.approx(matched_laws.mean_targets("half", 12), abs=0.1)
+    shapes = matched_laws.plan_windows(12)
     assert list(shapes) == ["autoregressive", "hierarchy-2", "tree", "refine"]
-    tree = frames.tree(video_laws.NUM_FRAMES, video_laws.NUM_GIVEN, 12)
+    tree = frames.tree(matched_laws.NUM_FRAMES, matched_laws.NUM_GIVEN, 12)
     ours, theirs = laws.PlanWindows([shapes["tree"]]), laws.PlanWindows([tree])
     present = torch.ones(50, 300, dtype=torch.bool)
     for law in (ours, theirs):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
 from torch import Tensor
 
+from flexgen.data.mazes import Maze, walk
+from flexgen.data.video_files import read_frames
 from flexgen.errors import CheckpointError, DataError
 from flexgen.metrics.video import FrechetDistance, revisits
 from flexgen.metrics.video.maze_features import (
@@ -20,6 +23,8 @@ from flexgen.metrics.video.maze_features import (
     WalkStatistics,
     jackknife_error,
 )
+
+WALK = Path(__file__).parents[3] / "checkpoints/mazes32/held_out.mp4"
 
 
 def videos(num: int, num_frames: int = 20, seed: int = 0) -> Tensor:
@@ -51,6 +56,24 @@ def test_the_weights_of_the_package() -> None:
     found = network.read(still)
     assert [part.shape for part in found[:3]] == [(1, 5)] * 3
     assert found.flaw.argmax(-1).ne(FLAWS.index("none")).all()  # no maze is grey all over
+
+
+def test_it_reads_a_held_out_walk() -> None:
+    """The walk that comes with the checkpoint, whose poses are known."""
+    pytest.importorskip("av")
+    if not WALK.exists():
+        pytest.skip(f"{WALK} is not there")
+    video = torch.from_numpy(np.stack(list(read_frames(WALK, size=32))))[None]
+    poses = torch.from_numpy(walk(Maze.draw(1, 3), 300, seed=1, clip=3)).double()
+    found = MazeFeatures.pretrained().read(video)
+    turn = (poses[4:, 2] - poses[:-4, 2] + math.pi).remainder(2 * math.pi) - math.pi
+    speed = poses[:, :2].diff(dim=0).norm(dim=-1).unfold(0, 4, 1).mean(-1)
+    assert float((found.turn[0] - turn / 4).square().mean() / (turn / 4).var()) < 0.03
+    assert float((found.speed[0] - speed).square().mean() / speed.var()) < 0.15
+    assert float((found.flaw.argmax(-1) > 0).double().mean()) < 0.03
+    jumping = torch.cat([video[:, :150:10].repeat_interleave(10, 1), video[:, 150:]], 1)  # stands still, then jumps
+    flaws = MazeFeatures.pretrained().read(jumping).flaw[0].argmax(-1)
+    assert float((flaws[:146] > 0).double().mean()) > 0.7
 
 
 def test_saved_and_read_back(tmp_path: Path) -> None:
