@@ -17,12 +17,13 @@ from torch import Tensor
 
 from flexgen.metrics.video import (
     ErrorByDistance,
-    MotionStatistics,
     RevisitConsistency,
     SeamDiscontinuity,
-    Sharpness,
+    frame_change,
     frames_to_observed,
+    gradient_energy,
 )
+from flexgen.metrics.video.arguments import ratio_of_pairs
 from flexgen.metrics.video.frechet import frechet_distance
 from flexgen.metrics.video.maze_features import MazeFeatures, WalkStatistics, jackknife_error
 from flexgen.video_pipeline import VideoPipeline
@@ -171,27 +172,31 @@ def seam_scores(videos: Tensor, truth: Tensor | None, plan: Plan) -> dict[str, S
 
 
 def look_scores(videos: Tensor, truth: Tensor, reference: Tensor, network: MazeFeatures) -> dict[str, Score]:
-    """How generated frames look and move: motion and sharpness against `truth`, the rest against `reference`."""
-    motion, sharpness = MotionStatistics(), Sharpness()
-    for part, real in ((videos, False), (truth, True)):
-        motion.update(part, real=real)
-        sharpness.update(part, real=real)
-    moved, sharp = motion.compute(), sharpness.compute()
+    """How generated frames look and move: motion and sharpness against `truth`, video by video, the rest against
+    `reference`.
+    """
+    change = frame_change(videos)
     walks = WalkStatistics(network)
     walks.update(reference, real=True)
     walks.update(videos)
     walked = walks.compute()
     return {
         "frechet": frechet(videos, reference, network),
-        "motion": Score(float(moved["ratio"]), float(moved["ratio_se"])),
-        "still": Score(float(moved["still"])),
-        "sharpness": Score(float(sharp["ratio"]), float(sharp["ratio_se"])),
+        "motion": paired(change, frame_change(truth)),
+        "still": mean_of((change < 1.0).double().mean(1).tolist()),
+        "sharpness": paired(gradient_energy(videos), gradient_energy(truth)),
         "flawed": Score(float(walked["flawed"]), float(walked["flawed_se"])),
         "speed off, cm": Score(100 * float(walked["speed_distance"]), 100 * float(walked["speed_distance_se"])),
         "turn off, deg": Score(float(walked["turn_distance"]), float(walked["turn_distance_se"])),
         "near wall": Score(float(walked["near_wall"]), float(walked["near_wall_se"])),
         "receding": Score(float(walked["receding"]), float(walked["receding_se"])),
     }
+
+
+def paired(figures: Tensor, others: Tensor) -> Score:
+    """The ratio of the means of ``[V, n]`` and ``[V, m]``, figures of generated and true videos of the same clips."""
+    ratio, error = ratio_of_pairs(figures.mean(1), others.mean(1))
+    return Score(float(ratio), float(error))
 
 
 def revisit_score(videos: Tensor, network: MazeFeatures) -> Score:

@@ -102,6 +102,11 @@ def test_differences_pair_clips_and_not_seeds() -> None:
     assert video_laws.difference(clips + 1.0, clips).error == pytest.approx(0.0, abs=1e-9)
 
 
+def test_ratios_are_of_pairs() -> None:
+    others = torch.tensor([[1.0, 3.0], [4.0, 4.0], [9.0, 3.0]], dtype=torch.float64)
+    assert video_scores.paired(2 * others, others) == (2.0, 0.0)
+
+
 def test_tables() -> None:
     rows = {
         "a": {"x": Score(0.12345, 0.01), "y": Score(1234.5)},
