@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,14 +12,6 @@ from torch import Tensor
 from samplers import GibbsSampler, observers, scans
 from samplers.observers import undivided
 from tests.samplers.tabulated import TabulatedMarginals
-
-
-@pytest.fixture(autouse=True)
-def ctrl_c_is_heard() -> Iterator[None]:
-    """Also where the tests run in the background, whose processes ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def take_in(steps: list[str], presses: int) -> None:
