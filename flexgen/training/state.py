@@ -200,7 +200,11 @@ class TrainingState:
             name, moment = key.rsplit("/", 1)
             weight = weights[name]
             # The step counter of a fused optimizer lives on the weights' device, as the moments do.
-            owner[id(weight)].state[weight][moment] = value.to(weight.device)
+            value = value.to(weight.device)
+            if value.shape == weight.shape:
+                # A fused optimizer walks through memory: moments have to lie as their weights do (channels last, say).
+                value = torch.empty_like(weight, dtype=value.dtype, requires_grad=False).copy_(value)
+            owner[id(weight)].state[weight][moment] = value
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, str]:

@@ -103,7 +103,8 @@ class Clips:
 
 def backbone(law: object, clips: Clips, directory: Path | None = None) -> dict[str, Tensor]:
     network = {"channels": [8, 8], "attention_levels": ["none", "joint"], "num_blocks": 1, "num_heads": 2}
-    settings, training = BackboneSettings(window=6, network=network), TrainingSettings(num_steps=6, batch_size=2)
+    settings = BackboneSettings(window=6, network=network)
+    training = TrainingSettings(num_steps=6, batch_size=2, num_warmup_steps=1, checkpoint_every=2)
     found, _ = fit_backbone(clips, law, settings, training, directory=directory, resume=True)  # type: ignore[arg-type]
     return found.network.state_dict()
 
@@ -115,6 +116,7 @@ def test_a_backbone_under_a_curriculum(tmp_path: Path) -> None:
     expected = backbone(curriculum, Clips())
     with pytest.raises(Crash):
         backbone(curriculum, Clips(fuse=7), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000002"]
     assert not same(expected, backbone(curriculum.at(0.0), Clips()))
     assert not same(expected, backbone(curriculum.at(1.0), Clips()))
     stays = laws.Curriculum(parts, [1.0, 0.0], [1.0, 0.0])
