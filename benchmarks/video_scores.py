@@ -25,7 +25,7 @@ from flexgen.metrics.video import (
 )
 from flexgen.metrics.video.arguments import ratio_of_pairs
 from flexgen.metrics.video.frechet import frechet_distance
-from flexgen.metrics.video.maze_features import MazeFeatures, WalkStatistics, jackknife_error
+from flexgen.metrics.video.maze_features import STACK, MazeFeatures, WalkStatistics, jackknife_error
 from flexgen.video_pipeline import VideoPipeline
 from samplers import frames
 from samplers.frames import Plan
@@ -209,8 +209,11 @@ def revisit_score(videos: Tensor, network: MazeFeatures) -> Score:
 
 @torch.no_grad()
 def frechet(videos: Tensor, reference: Tensor, network: MazeFeatures) -> Score:
-    """The Frechet distance of stacks of frames; its error by leaving out one generated video after the other."""
-    found, real = network.features(videos).double(), network.features(reference).double().flatten(0, 1)
+    """The Frechet distance of all stacks of frames; its error by leaving out one generated video after the other."""
+    if len(videos) * (videos.shape[1] - STACK + 1) < 2 * network.num_features:
+        return Score(math.nan)  # too few stacks for a covariance
+    found, real = (network.features(part, stride=1).double() for part in (videos, reference))
+    real = real.flatten(0, 1)
     moments = real.mean(0), real.mT.cov()
 
     def score(kept: Tensor) -> Tensor:
