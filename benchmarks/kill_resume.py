@@ -148,7 +148,7 @@ def _is_alive(pid: int) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--model", default="noise", help="noise, gaussian, or the folder of a checkpoint")
+    parser.add_argument("--model", default="checkpoints/mazes32", help="noise, gaussian, or the folder of a checkpoint")
     parser.add_argument("--plan", choices=PLANS, default="tree")
     parser.add_argument("--frames", type=int, default=200)
     parser.add_argument("--given", type=int, default=10)
