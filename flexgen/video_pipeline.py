@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -22,9 +23,11 @@ from flexgen.rng import Randomness
 from flexgen.video.backbone import VideoBackbone
 from flexgen.video.sampling import WindowSampler
 from flexgen.video.storage import FrameStore
+from flexgen.video.store_folder import SIDECAR
 from samplers import frames as plans
 from samplers.executor import execute, resample
 from samplers.frames import Plan
+from samplers.team import Team
 
 __all__ = ["VideoOutput", "VideoPipeline"]
 
@@ -148,6 +151,7 @@ class VideoPipeline:
         fps: int = 10,
         batch_size: int = 1,
         progress: bool = False,
+        overwrite: bool = False,
         callback_on_step_end: OnStep | None = None,
     ) -> VideoOutput:
         """Generates the frames that are not observed.
@@ -162,11 +166,13 @@ class VideoPipeline:
             generator: a seed, or what one is drawn from; None: a fresh one. With `output_dir`, pass a seed, by which
                 the same call finds its work again.
             output_dir: keeps the frames on the disk from the first window on. Killed at any moment, the same call goes
-                on and ends with the same frames. None: in memory in the end, and nowhere else.
+                on and ends with the same frames. None: in memory in the end, and nowhere else. Several processes
+                (torchrun) share the work through this folder; the first of them writes the files beside the frames.
             output_type: ``"np"``, ``"pt"``, or ``"mp4"`` to write a video file as well, which needs `output_dir`.
             fps: of the video file.
-            batch_size: windows of a wave evaluated at once; 1 suits a CPU.
+            batch_size: windows of a wave evaluated at once; 1 suits a CPU. Another size may round a pixel otherwise.
             progress: show a bar.
+            overwrite: remove the video that is in `output_dir`, and make this one from the start.
             callback_on_step_end: called with the number of each denoising step and the targets' values then.
 
         Raises:
@@ -181,6 +187,8 @@ class VideoPipeline:
             raise ConfigError("output_dir", "is None", "Name a folder for the mp4.")
         if output_dir is not None and generator is None:
             raise ConfigError("generator", "is None", "Pass a seed, so that the same call can go on with its work.")
+        if output_type == "mp4" and output_dir is not None:
+            VideoWriter(Path(output_dir) / VIDEO_FILE, fps=fps)  # says now what is wrong with it
         observed = self._read(observed_frames)
         index = _observed_index(observed_index, len(observed), num_frames)
         chosen = self.plan(plan, num_frames=num_frames, observed_index=index)
@@ -195,8 +203,13 @@ class VideoPipeline:
             dtype=dtype,
             on_step=callback_on_step_end,
         )
+        team = Team()
+        if team.size > 1 and output_dir is None:
+            raise ConfigError("output_dir", f"is None, but {team.size} processes share the work", "Name a folder.")
         folder = Path(tempfile.mkdtemp(prefix="flexgen-")) if output_dir is None else Path(output_dir)
         try:
+            if overwrite:
+                team.first(lambda: _remove(folder))
             store = FrameStore.open(
                 folder / "frames",
                 shape=(num_frames, *self.backbone.frame_shape),
@@ -204,25 +217,35 @@ class VideoPipeline:
                 observed_frames=observed[order],
                 request=model.settings(),
             )
+            team.first(lambda: (folder / PLAN_FILE).write_text(chosen.to_json(), encoding="utf-8"))
             execute(model, chosen, store, seed=rng.seed_from(generator), batch_size=batch_size, progress=progress)
             video = sheet = None
             frames: Any = store.frames()
             if output_dir is None:
                 frames = np.array(frames)
             else:
-                (folder / PLAN_FILE).write_text(chosen.to_json(), encoding="utf-8")
-                sheet = _write_sheet(frames, folder / SHEET_FILE, index)
-                video = _write_video(frames, folder / VIDEO_FILE, fps) if output_type == "mp4" else None
+                sheet = team.first(lambda: _write_sheet(frames, folder / SHEET_FILE, index))
+                if output_type == "mp4":
+                    video = team.first(lambda: _write_video(frames, folder / VIDEO_FILE, fps))
         finally:
+            team.close()
             if output_dir is None:
                 shutil.rmtree(folder, ignore_errors=True)
         evaluations = chosen.evaluations_per_frame(model.evaluations_per_window, cached=model.cached)
         if output_type == "pt":
             frames = torch.from_numpy(np.array(frames))
-        return VideoOutput(frames, chosen, folder if output_dir else None, video, sheet, evaluations)
+        return VideoOutput(frames, chosen, None if output_dir is None else folder, video, sheet, evaluations)
 
     def resample(
-        self, output_dir: str | Path, *, window: int, draw: int = 1, redo_dependents: bool = False, **how: Any
+        self,
+        output_dir: str | Path,
+        *,
+        window: int,
+        draw: int = 1,
+        redo_dependents: bool = False,
+        fps: int = 10,
+        batch_size: int = 1,
+        progress: bool = False,
     ) -> VideoOutput:
         """Draws one window of a finished video again, with other random numbers.
 
@@ -231,18 +254,29 @@ class VideoPipeline:
             window: its number in ``output.plan.windows``.
             draw: names the random numbers; 0 are those of the first time.
             redo_dependents: also draw again whatever was drawn given its frames.
-            how: ``fps``, ``batch_size``, ``progress``, as in the call.
+            fps: of the video file, if there is one.
+            batch_size, progress: as in the call.
         """
         folder = Path(output_dir)
         store = FrameStore.existing(folder / "frames")
         plan = Plan.from_json((folder / PLAN_FILE).read_text(encoding="utf-8"))
         model = WindowSampler.from_settings(self.backbone, store.request)
-        fps = how.pop("fps", 10)
-        seed = int(store.request["run"]["seed"])
-        resample(model, plan, store, window=window, seed=seed, draw=draw, redo_dependents=redo_dependents, **how)
-        frames = store.frames()
-        sheet = _write_sheet(frames, folder / SHEET_FILE, plan.observed)
-        video = _write_video(frames, folder / VIDEO_FILE, fps) if (folder / VIDEO_FILE).exists() else None
+        resample(
+            model,
+            plan,
+            store,
+            window=window,
+            seed=int(store.request["run"]["seed"]),
+            draw=draw,
+            redo_dependents=redo_dependents,
+            batch_size=batch_size,
+            progress=progress,
+        )
+        frames, video, team = store.frames(), None, Team()
+        sheet = team.first(lambda: _write_sheet(frames, folder / SHEET_FILE, plan.observed))
+        if (folder / VIDEO_FILE).exists():
+            video = team.first(lambda: _write_video(frames, folder / VIDEO_FILE, fps))
+        team.close()
         evaluations = plan.evaluations_per_frame(model.evaluations_per_window, cached=model.cached)
         return VideoOutput(frames, plan, folder, video, sheet, evaluations)
 
@@ -274,7 +308,13 @@ class VideoPipeline:
 
 
 def _observed_index(index: Iterable[int] | None, num_observed: int, num_frames: int) -> list[int]:
-    chosen = list(range(num_observed)) if index is None else [int(place) for place in index]
+    if index is None and num_observed > num_frames:
+        problem = f"is {num_frames}, but {num_observed} frames are observed"
+        raise DataError("num_frames", problem, "Ask for a longer video, or pass fewer frames.")
+    try:
+        chosen = list(range(num_observed)) if index is None else [operator.index(place) for place in index]
+    except TypeError as error:
+        raise DataError("observed_index", f"is {index!r}", "Pass whole numbers, such as [0, 20, 40].") from error
     if len(chosen) != num_observed:
         raise DataError(
             "observed_index", f"names {len(chosen)} places for {num_observed} observed frames", "Name one for each."
@@ -283,9 +323,16 @@ def _observed_index(index: Iterable[int] | None, num_observed: int, num_frames: 
         raise DataError("observed_index", "names a place twice", "Name each once.")
     outside = [place for place in chosen if not 0 <= place < num_frames]
     if outside:
-        problem = f"{'holds' if index is not None else 'reaches'} {outside[0]} of {num_frames} frames"
-        raise DataError("observed_index" if index is not None else "num_frames", problem, "Ask for a longer video.")
+        raise DataError("observed_index", f"holds {outside[0]}", f"Frames are numbered 0 to {num_frames - 1}.")
     return chosen
+
+
+def _remove(folder: Path) -> None:
+    """The video that an earlier call left; nothing else."""
+    if (folder / "frames" / SIDECAR).is_file():
+        shutil.rmtree(folder / "frames")
+    for name in (PLAN_FILE, VIDEO_FILE, SHEET_FILE):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _write_video(frames: Frames, path: Path, fps: int) -> Path:

@@ -28,7 +28,7 @@ def test_the_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names["chains"].draws.shape == (10, 4, 11)
     # The page on long videos runs such a call; here the names must be right, and the length shorter.
     shorter = video.replace("15_000", "306").replace('"checkpoints', f'"{ROOT}/checkpoints')
-    exec(shorter.replace("out/walk", str(tmp_path)), names)
+    exec(shorter.replace("out/long", str(tmp_path)), names)
     assert names["out"].frames.shape == (306, 32, 32, 3)
 
 

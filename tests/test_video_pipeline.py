@@ -127,6 +127,19 @@ def test_a_folder_of_another_call_is_refused(pipe: VideoPipeline, tmp_path: Path
         VideoPipeline(backbone(seed=9))(observed(), **how, num_inference_steps=2, generator=5)
 
 
+def test_a_video_made_anew_leaves_all_else(pipe: VideoPipeline, tmp_path: Path) -> None:
+    how = {"num_frames": 12, "num_inference_steps": 2, "output_dir": tmp_path}
+    first = np.array(pipe(observed(), **how, generator=5).frames)
+    again = np.array(pipe(observed(), **how, generator=6, overwrite=True).frames)
+    assert not np.array_equal(again, first)
+    other = tmp_path / "other" / "frames"
+    other.mkdir(parents=True)
+    (other / "mine.png").touch()
+    with pytest.raises(CheckpointError):
+        pipe(observed(), num_frames=12, num_inference_steps=2, generator=6, output_dir=other.parent, overwrite=True)
+    assert (other / "mine.png").exists()
+
+
 def test_one_window_drawn_again(pipe: VideoPipeline, tmp_path: Path) -> None:
     first = pipe(observed(), num_frames=NUM_FRAMES, num_inference_steps=2, generator=5, output_dir=tmp_path)
     before, last = np.array(first.frames), len(first.plan.windows) - 1
@@ -172,11 +185,13 @@ def test_wrong_arguments_are_named(pipe: VideoPipeline, tmp_path: Path) -> None:
         (DataError, "observed_frames: are float64", {"observed_frames": given / 255.0}),
         (DataError, "observed_frames: are uint8 of shape", {"observed_frames": given[:, :4]}),
         (DataError, "observed_frames:.*nowhere", {"observed_frames": tmp_path / "nowhere.mp4"}),
-        (DataError, "num_frames: reaches 3 of 3 frames", {"num_frames": 3}),
+        (DataError, "num_frames: is 3, but 4 frames are observed", {"num_frames": 3}),
         (DataError, "num_frames: is 0", {"num_frames": 0}),
         (DataError, "observed_index: names 2 places for 4", {"observed_index": [0, 1]}),
         (DataError, "observed_index: names a place twice", {"observed_index": [0, 1, 1, 2]}),
-        (DataError, "observed_index: holds 99 of 12", {"observed_index": [0, 1, 2, 99]}),
+        (DataError, "observed_index: holds 99. Frames are numbered 0 to 11", {"observed_index": [0, 1, 2, 99]}),
+        (DataError, r"observed_index: is \[0.5", {"observed_index": [0.5, 1, 2, 3]}),
+        (DataError, "fps: is 0", {"output_type": "mp4", "output_dir": tmp_path / "mp4", "fps": 0}),
         (PlanError, "plan: is 'treee'", {"plan": "treee"}),
         (PlanError, "plan: is a int", {"plan": 3}),
         (PlanError, "plan: is for 30 frames", {"plan": frames.tree(30, 4, WINDOW)}),

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from flexgen.cli.compose import build
 from flexgen.cli.parameters import read
 from flexgen.cli.training_folder import TrainingFolder
-from flexgen.errors import ConfigError
+from flexgen.errors import CheckpointError, ConfigError
 
 __all__ = ["run"]
 
@@ -56,7 +56,10 @@ def run(config: DictConfig) -> None:
     from flexgen.video.backbone import VideoBackbone
     from flexgen.video.fit import fit_backbone
 
-    begun_from = None if start_from is None else VideoBackbone.from_pretrained(start_from)
+    try:
+        begun_from = None if start_from is None else VideoBackbone.from_pretrained(start_from)
+    except CheckpointError as error:
+        raise CheckpointError("training.start_from", error.problem, error.fix) from error
     folder.begin(config, overwrite=chosen.overwrite)
     backbone, result = fit_backbone(
         data,

@@ -69,6 +69,7 @@ class TrainingFolder:
         """Makes the folder and records the configuration."""
         if overwrite:
             self.drop_checkpoints()
+            (self.path / self.finished_by).unlink(missing_ok=True)  # else a killed training would pass for finished
         self.path.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(config, self.path / _RECORD)
 

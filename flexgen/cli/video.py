@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -44,6 +43,8 @@ class Parameters:
     plan: dict[str, Any]
 
     def __post_init__(self) -> None:
+        if self.num_observed is not None and self.num_observed < 1:
+            raise ConfigError("num_observed", f"is {self.num_observed}", "Pass at least 1, or leave it out.")
         if self.num_observed is not None and self.observed is None:
             raise ConfigError("num_observed", f"is {self.num_observed}", "Say of which video: observed=...")
 
@@ -63,8 +64,6 @@ def run(config: DictConfig) -> None:
         },
         at="plan",
     )
-    if chosen.overwrite:
-        shutil.rmtree(chosen.output / "frames", ignore_errors=True)
     began = time.monotonic()
     out = pipe(
         observed,
@@ -79,6 +78,7 @@ def run(config: DictConfig) -> None:
         output_type="mp4",
         fps=chosen.fps,
         batch_size=chosen.batch_size,
+        overwrite=chosen.overwrite,
         progress=sys.stderr.isatty() if chosen.progress is None else chosen.progress,
     )
     made, seconds = plan.num_generated, time.monotonic() - began

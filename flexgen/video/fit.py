@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -82,7 +83,8 @@ def fit_backbone(
             torch.manual_seed(rng.key(training.seed, "initial weights"))
             network = FrameUNet(**{**_as_tuples(settings.network), "sample_size": shape[0], "in_channels": shape[2]})
     else:
-        network, scale = start_from.network, start_from.scale
+        network, scale = copy.deepcopy(start_from.network), start_from.scale
+        _require_same_model(start_from, settings)
         if start_from.frame_shape != shape:
             raise ConfigError(
                 "start_from", f"is for frames {start_from.frame_shape}, the data have {shape}", "Resize the videos."
@@ -165,6 +167,23 @@ def _frame_shape(data: TrainingData) -> tuple[int, int, int]:
     if height != width:
         raise DataError("data", f"has frames of {height} x {width} pixels", "Crop them to a square (size=).")
     return height, width, channels
+
+
+def _require_same_model(start_from: VideoBackbone, settings: BackboneSettings) -> None:
+    if start_from.process != settings.process():
+        raise ConfigError(
+            "prediction",
+            f"is {settings.process()}, start_from has {start_from.process}",
+            "Train what it was trained for.",
+        )
+    for name, value in settings.network.items():
+        theirs = start_from.network.config.get(name)
+        if (list(theirs) if isinstance(theirs, tuple) else theirs) != (
+            list(value) if isinstance(value, tuple) else value
+        ):
+            raise ConfigError(
+                f"network.{name}", f"is {value!r}, but start_from has {theirs!r}", "Choose the same network."
+            )
 
 
 def _as_tuples(network: Mapping[str, Any]) -> dict[str, Any]:

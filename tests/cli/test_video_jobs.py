@@ -99,6 +99,7 @@ def test_a_video_of_the_backbone(trained: Path, tmp_path: Path, capsys: pytest.C
         (["scheduler=ddim"], "scheduler: is 'ddim'"),
         (["num_frames=2"], "num_frames: is 2, but 3 frames are observed"),
         (["observed=null"], "num_observed: is 3"),
+        (["num_observed=0"], "num_observed: is 0"),
     ],
 )
 def test_wrong_keys_are_named(
