@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ from flexgen.video.process import NoiseProcess, PixelScale
 from flexgen.video_pipeline import VideoPipeline
 from samplers import frames
 
+ROOT = Path(__file__).parents[1]
 SIDE, WINDOW, NUM_FRAMES = 8, 6, 23
 
 
@@ -104,6 +108,30 @@ def test_a_killed_call_goes_on_to_the_same_video(pipe: VideoPipeline, tmp_path: 
     assert before == 5
     assert out.contact_sheet == tmp_path / "contact_sheet.png"
     assert out.contact_sheet.is_file()
+
+
+TWO = """
+import sys, torch
+from flexgen import VideoPipeline
+torch.set_num_threads(1)
+pipe = VideoPipeline.from_pretrained(sys.argv[1])
+pipe(sys.argv[2], num_frames=23, num_inference_steps=2, generator=5, output_dir=sys.argv[3], output_type="mp4")
+"""
+
+
+def test_two_processes_make_the_same_video(pipe: VideoPipeline, tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    pipe.save_pretrained(tmp_path / "model")
+    np.save(tmp_path / "given.npy", observed())
+    (tmp_path / "two.py").write_text(TWO)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = [tmp_path / "two.py", tmp_path / "model", tmp_path / "given.npy", tmp_path / "out"]
+    subprocess.run(
+        [*launch, *map(str, words)], check=True, timeout=300, cwd=ROOT, env={**os.environ, "PYTHONPATH": "."}
+    )
+    alone = pipe(observed(), num_frames=23, num_inference_steps=2, generator=5).frames
+    assert np.array_equal(np.load(tmp_path / "out" / "frames" / "frames.npy"), alone)
+    assert (tmp_path / "out" / "video.mp4").stat().st_size > 1000
 
 
 def test_a_finished_call_is_not_made_again(pipe: VideoPipeline, tmp_path: Path) -> None:

@@ -65,6 +65,22 @@ def test_training_goes_on_from_a_backbone(trained: Path, tmp_path: Path) -> None
     assert begun_from["steps"] == 3
 
 
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ("model.prediction=epsilon", "prediction: is NoiseProcess(prediction='epsilon'"),
+        ("model.network.channels=[8,32]", "network.channels: is [8, 32], but start_from has"),
+        ("training.start_from=nowhere", "training.start_from: nowhere holds no backbone.json"),
+    ],
+)
+def test_another_network_is_no_beginning(
+    change: str, text: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = [f"data.folder={trained / 'train'}", f"output={tmp_path}", f"training.start_from={trained / 'model'}"]
+    assert main(["train", *SMALL, *more, change]) == 2
+    assert text in capsys.readouterr().err
+
+
 def test_a_video_of_the_backbone(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("av")
     command = ["video", f"model={trained / 'model'}", f"observed={trained / 'held_out' / 'clip-0.npy'}"]
