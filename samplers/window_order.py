@@ -38,9 +38,8 @@ class WindowLike(Protocol):
     def observed(self) -> tuple[int, ...]: ...
 
 
-@runtime_checkable
-class WindowPlan(Protocol):
-    """What running a plan needs of it; ``samplers.frames.Plan`` is one."""
+class _AnyPlan(Protocol):
+    """What fixed and adaptive plans have alike."""
 
     @property
     def num_frames(self) -> int: ...
@@ -48,10 +47,16 @@ class WindowPlan(Protocol):
     def observed(self) -> tuple[int, ...]: ...
     @property
     def window(self) -> int: ...
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+@runtime_checkable
+class WindowPlan(_AnyPlan, Protocol):
+    """What running a plan needs of it; ``samplers.frames.Plan`` is one."""
+
     @property
     def windows(self) -> Sequence[WindowLike]: ...
     def waves(self) -> Sequence[Sequence[int]]: ...
-    def to_dict(self) -> dict[str, Any]: ...
 
 
 def check_waves(plan: WindowPlan) -> None:
@@ -155,19 +160,12 @@ def needed_to_redo(plan: WindowPlan, window: int) -> frozenset[int]:
 
 
 @runtime_checkable
-class AdaptivePlan(Protocol):
+class AdaptivePlan(_AnyPlan, Protocol):
     """A plan that looks at the frames drawn so far to choose its next window; ``samplers.frames.AdaptivePlan``."""
 
     @property
-    def num_frames(self) -> int: ...
-    @property
-    def observed(self) -> tuple[int, ...]: ...
-    @property
-    def window(self) -> int: ...
-    @property
     def num_evaluations(self) -> int: ...
     def next_window(self, frames: Tensor, number: int) -> Sequence[WindowLike]: ...
-    def to_dict(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)

@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from flexgen.cli.compose import build
 from flexgen.cli.parameters import read
+from flexgen.cli.train import Parameters
 from flexgen.cli.training_folder import TrainingFolder
 from flexgen.errors import CheckpointError, ConfigError
 
 __all__ = ["run"]
 
 LOG = "training.jsonl"
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """The keys of configs/train.yaml, as videos read them."""
-
-    output: Path
-    seed: int
-    progress: bool | None
-    overwrite: bool
-    resume: bool
-    data: dict[str, Any]
-    law: dict[str, Any]
-    model: dict[str, Any]
-    training: dict[str, Any]
-    kinds: dict[str, Any]
 
 
 def run(config: DictConfig) -> None:

@@ -85,6 +85,7 @@ class VideoBackbone(nn.Module):
             for weight in network.parameters():
                 weight.data = weight.data.half()
         network.save_pretrained(folder / "network", safe_serialization=True)
+        _forget_origin(folder / "network" / "config.json")
         content = {"format": _FORMAT, **self._meaning(), "trained_on": self.trained_on}
         (folder / _FILE).write_text(json.dumps(content, indent=2) + "\n")
 
@@ -134,3 +135,10 @@ def _read_network(folder: Path) -> FrameUNet:
     if wrong:
         raise CheckpointError("folder", f"{folder} lacks weights, or has others, such as {wrong[0]}", "Copy it anew.")
     return network.to(memory_format=torch.channels_last)  # type: ignore[no-any-return]
+
+
+def _forget_origin(path: Path) -> None:
+    """Takes out of a network's config where it was once read from, which diffusers notes: a folder of one machine."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config.pop("_name_or_path", None)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
