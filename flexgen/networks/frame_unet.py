@@ -45,6 +45,8 @@ class FrameUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         attention: ``"one_way"`` or ``"full"``.
         attention_backend: ``"auto"``, ``"sdpa"``, ``"flex"`` or ``"xformers"``.
         dropout: in the residual blocks.
+        patch_size: side of the squares of pixels that become one position with so many times the channels, on the way
+            in and out (Hoogeboom et al. 2023, *simple diffusion*): work at full resolution is what costs most.
     """
 
     _supports_gradient_checkpointing = False
@@ -61,20 +63,24 @@ class FrameUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         attention: str = "one_way",
         attention_backend: str = "auto",
         dropout: float = 0.0,
+        patch_size: int = 1,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        _check(sample_size, in_channels, channels, attention_levels, num_blocks, num_heads, attention, dropout)
+        _check(
+            sample_size, in_channels, channels, attention_levels, num_blocks, num_heads, attention, dropout, patch_size
+        )
+        side, area = sample_size // patch_size, patch_size * patch_size
         resolve_backend(attention_backend, "cpu" if attention_backend in ("auto", "sdpa") else _device_type())
         temb = 4 * channels[0]
         self.timesteps = Timesteps(channels[0], flip_sin_to_cos=True, downscale_freq_shift=0)
         self.embed_level = TimestepEmbedding(channels[0], temb)
         self.embed_gaps = nn.Sequential(nn.Linear(4, temb), nn.SiLU(), nn.Linear(temb, temb))
         self.embed_observed = nn.Embedding(2, temb)
-        self.conv_in = nn.Conv2d(in_channels + 1, channels[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(in_channels * area + 1, channels[0], 3, padding=1)
 
         def block(width_in: int, level: int, *, attends: bool = True) -> _Block:
-            kind, side = attention_levels[level] if attends else "none", sample_size >> level
-            return _Block(width_in, channels[level], temb, kind, num_heads, side * side, dropout)
+            kind = attention_levels[level] if attends else "none"
+            return _Block(width_in, channels[level], temb, kind, num_heads, (side >> level) ** 2, dropout)
 
         last = len(channels) - 1
         self.down, self.downsample = nn.ModuleList(), nn.ModuleList()
@@ -96,7 +102,7 @@ class FrameUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
             if level > 0:
                 self.upsample.append(Upsample2D(width, use_conv=True))
         self.norm_out = nn.GroupNorm(8 if width % 8 == 0 else 1, width)
-        self.conv_out = nn.Conv2d(width, in_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(width, in_channels * area, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]
         # Frames are channels-last throughout; weights laid out alike need no reordering at every call.
@@ -178,8 +184,9 @@ class FrameUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         temb = self.embed_level(steps).view(batch, num_frames, -1) + self.embed_gaps(gaps.to(frames.dtype))
         temb = (temb + self.embed_observed(observed.long())).flatten(0, 1)  # [B K, T]
 
-        indicator = observed.to(frames.dtype)[:, :, None, None, None].expand(-1, -1, 1, *frames.shape[3:])
-        x = torch.cat([frames, indicator], dim=2).flatten(0, 1)  # [B K, channels + 1, h, w]
+        x = nn.functional.pixel_unshuffle(frames.flatten(0, 1), self.config["patch_size"])
+        indicator = observed.to(x.dtype).view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])
+        x = torch.cat([x, indicator], dim=1)  # [B K, channels + 1, h, w]
         temb = nn.functional.silu(temb)
         flow = _Flow(batch, relation, self._backend(x.device), cache, recorded)
         awaited = None if recorded is None else sum(isinstance(part, FrameAttention) for part in self.modules())
@@ -202,6 +209,7 @@ class FrameUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
             if level_number < len(self.upsample):
                 x = self.upsample[level_number](x)
         out: Tensor = self.conv_out(nn.functional.silu(self.norm_out(x)))
+        out = nn.functional.pixel_shuffle(out, self.config["patch_size"])
         return out.view(batch, num_frames, *out.shape[1:])
 
     def _relation(
@@ -321,8 +329,12 @@ def _check(
     num_heads: int,
     attention: str,
     dropout: float,
+    patch_size: int,
 ) -> None:
-    counts = {"sample_size": sample_size, "in_channels": in_channels, "num_blocks": num_blocks, "num_heads": num_heads}
+    counts = {
+        "sample_size": sample_size, "in_channels": in_channels, "num_blocks": num_blocks, "num_heads": num_heads,
+        "patch_size": patch_size,
+    }  # fmt: skip
     for name, count in counts.items():
         if count < 1:
             raise ConfigError(name, f"is {count}", "Pass at least 1.")
@@ -343,11 +355,12 @@ def _check(
             raise ConfigError(
                 "attention_levels", f"holds {kind!r}", "Choose of 'none', 'space', 'frames', 'both', 'joint'."
             )
-    if sample_size % (1 << (len(channels) - 1)):
+    if sample_size % (multiple := patch_size << (len(channels) - 1)):
+        patches = f" in patches of {patch_size}" if patch_size > 1 else ""
         raise ConfigError(
             "sample_size",
-            f"is {sample_size}, which cannot be halved {len(channels) - 1} times",
-            f"Pass a multiple of {1 << (len(channels) - 1)}, or fewer channels.",
+            f"is {sample_size}, which{patches} cannot be halved {len(channels) - 1} times",
+            f"Pass a multiple of {multiple}, or fewer channels.",
         )
     for width in channels:
         if width % num_heads:

@@ -43,6 +43,16 @@ def test_shifting_some_frame_indices_changes_the_answer() -> None:
     assert (network(**window) - network(**{**window, "frame_index": index})).abs().max() > 1e-2
 
 
+@torch.no_grad()
+def test_patches_are_the_network_on_unshuffled_pixels() -> None:
+    patched, window = small.network(patch_size=2), small.window()
+    plain = small.network(sample_size=4, in_channels=8)
+    plain.load_state_dict(patched.state_dict())
+    folded = torch.nn.functional.pixel_unshuffle(window["frames"], 2)
+    answer = plain(**{**window, "frames": folded})
+    assert torch.equal(patched(**window), torch.nn.functional.pixel_shuffle(answer, 2))
+
+
 @pytest.mark.parametrize("attention", WAYS)
 @torch.no_grad()
 def test_permuting_a_window_permutes_the_answer(attention: str) -> None:
@@ -190,6 +200,11 @@ def test_a_fresh_network_says_zero_and_learns() -> None:
         ({"attention_levels": ("none",)}, "attention_levels: has 1 entries for 2 resolutions"),
         ({"attention_levels": ("none", "time")}, "attention_levels: holds 'time'"),
         ({"sample_size": 9}, "sample_size: is 9, which cannot be halved 1 times. Pass a multiple of 2"),
+        (
+            {"sample_size": 8, "patch_size": 8},
+            "sample_size: is 8, which in patches of 8 cannot be halved 1 times. Pass a mul",
+        ),
+        ({"patch_size": 0}, "patch_size: is 0. Pass at least 1"),
         ({"sample_size": 0}, "sample_size: is 0. Pass at least 1"),
         ({"channels": (8, 15)}, "channels: holds 15 for 2 heads"),
         ({"channels": (), "attention_levels": ()}, r"channels: is \(\). Give a width for each resolution"),
