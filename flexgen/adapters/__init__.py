@@ -1,0 +1,12 @@
+"""Models of other packages as conditionals."""
+
+from __future__ import annotations
+
+from flexgen._lazy import lazily
+
+# Public name -> module that holds it. Loaded on first use, since each needs its own extra.
+_MODULE_OF: dict[str, str] = {}
+
+__all__ = sorted(_MODULE_OF)
+
+__getattr__, __dir__ = lazily(__name__, __all__, _MODULE_OF)

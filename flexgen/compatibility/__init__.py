@@ -1,0 +1,12 @@
+"""Whether conditionals belong to one joint: exactly for tables and Gaussians, by measured effects for networks."""
+
+from __future__ import annotations
+
+from flexgen._lazy import lazily
+
+# Public name -> module that holds it. Loaded on first use.
+_MODULE_OF: dict[str, str] = {}
+
+__all__ = sorted(_MODULE_OF)
+
+__getattr__, __dir__ = lazily(__name__, __all__, _MODULE_OF)
