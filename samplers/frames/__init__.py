@@ -6,11 +6,14 @@
 Plans are values (`Plan`): checked, printable, serialisable, with windows, waves and cost known before they run. FDM's
 are here (`autoregressive`, `long_range`, `hierarchical`, and those that look: `adaptive_autoregressive`,
 `adaptive_hierarchical`), a keyframe tree whose levels run in parallel (`tree`), Gibbs refinement of seams (`refine`),
-and patterns of given frames (`interpolation`, `keyframes`, `extension`, `loop`; `plan_for` chooses a plan).
+and patterns of given frames (`interpolation`, `keyframes`, `extension`, `loop`; `plan_for` chooses a plan). `by_name`
+knows the plans by their names.
 """
 
-from samplers.frames.adaptive import AdaptivePlan, Choice, Distance, adaptive_autoregressive, adaptive_hierarchical
+from samplers.frames.adaptive import AdaptivePlan, Choice, adaptive_autoregressive, adaptive_hierarchical
+from samplers.frames.distances import Distance, pixel_distance
 from samplers.frames.fdm import autoregressive, hierarchical, long_range
+from samplers.frames.named import by_name
 from samplers.frames.patterns import Pattern, continuation, extension, interpolation, keyframes, loop, plan_for
 from samplers.frames.plan import Plan
 from samplers.frames.refine import refine
@@ -27,6 +30,7 @@ __all__ = [
     "adaptive_autoregressive",
     "adaptive_hierarchical",
     "autoregressive",
+    "by_name",
     "continuation",
     "extension",
     "hierarchical",
@@ -34,6 +38,7 @@ __all__ = [
     "keyframes",
     "long_range",
     "loop",
+    "pixel_distance",
     "plan_for",
     "refine",
     "tree",

@@ -2,9 +2,9 @@
 
 Source: Harvey et al. (2022), *Flexible Diffusion Modeling of Long Videos*, and the authors' code. Targets are those of
 the plans that do not look; observed frames are chosen, for each row of the batch, by farthest-point selection: each
-next one is the frame whose distance to its nearest chosen one is largest. FDM's distance is LPIPS; here it is any
-function. Ours differ where theirs would choose a frame twice, look for frames before the first for ever, or, for
-want of places, leave out the frame after the targets: we then leave out the second one before them.
+next one is the frame whose distance to its nearest chosen one is largest. FDM's distance is LPIPS (``"lpips"``); here
+it is any function. Ours differ where theirs would choose a frame twice, look for frames before the first for ever, or,
+for want of places, leave out the frame after the targets: we then leave out the second one before them.
 
 What a plan costs is known before it runs: which frames are observed depends on the state, but not how many.
 """
@@ -12,7 +12,7 @@ What a plan costs is known before it runs: which frames are observed depends on 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,15 +23,13 @@ from flexgen.checks import whole_number
 from flexgen.errors import PlanError
 from flexgen.query import Query
 from flexgen.rng import Randomness
+from samplers.frames.distances import Distance, DistanceName, distance_of
 from samplers.frames.fdm import autoregressive_targets, ends_of, hierarchy_targets, merged
 from samplers.frames.plan import Plan, check_window, given_frames
 from samplers.frames.windows import Window, frame_evaluations
 from samplers.schedule import Walk
 
 __all__ = ["AdaptivePlan", "Choice", "Distance", "adaptive_autoregressive", "adaptive_hierarchical", "farthest_points"]
-
-# From frames [M, *site] and frames [M, *site] to their distances [M].
-Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -72,6 +70,11 @@ class AdaptivePlan:
     name: str = "adaptive"
 
     @property
+    def num_generated(self) -> int:
+        """Frames that are not given."""
+        return self.num_frames - len(self.observed)
+
+    @property
     def num_evaluations(self) -> int:
         """Windows."""
         return len(self.choices)
@@ -89,8 +92,7 @@ class AdaptivePlan:
         )
 
     def evaluations_per_frame(self, num_steps: int, *, cached: bool = False) -> float:
-        num_generated = self.num_frames - len(self.observed)
-        return self.frame_evaluations(num_steps, cached=cached) / max(1, num_generated)
+        return self.frame_evaluations(num_steps, cached=cached) / max(1, self.num_generated)
 
     def next_window(self, frames: Tensor, number: int) -> tuple[Window, ...]:
         """The window of this number for each row, given the video so far.
@@ -151,14 +153,16 @@ def adaptive_autoregressive(
     observed: int | Iterable[int],
     window: int = 20,
     *,
-    distance: Distance,
+    distance: Distance | DistanceName = "pixels",
     num_targets: int | None = None,
 ) -> AdaptivePlan:
     """The next S frames, given the newest frame and the K - S - 1 that differ most from it and from each other.
 
-    Arguments as for `autoregressive`, and the distance of frames. Frames drawn backwards start from the oldest one.
+    Arguments as for `autoregressive`, and the distance of frames, see `distance_of`. Frames drawn backwards start from
+    the oldest one.
     """
     window, num_targets = check_window(window, num_targets)
+    compared = distance_of(distance)
     given = given_frames(observed, num_frames)
     done, choices = list(given), []
     for target, room in autoregressive_targets(given, num_frames, window, num_targets):
@@ -166,7 +170,7 @@ def adaptive_autoregressive(
         always = (*inside, *(before[:1] or after[:1]), *(after[:1] if before else ()))[:room]
         choices.append(Choice(target, always, tuple(reversed(done)), min(room, len(done))))
         done = merged(done, target)
-    return AdaptivePlan(num_frames, given, window, tuple(choices), distance, "adaptive-autoregressive")
+    return AdaptivePlan(num_frames, given, window, tuple(choices), compared, "adaptive-autoregressive")
 
 
 def adaptive_hierarchical(
@@ -175,14 +179,15 @@ def adaptive_hierarchical(
     window: int = 20,
     levels: int = 2,
     *,
-    distance: Distance,
+    distance: Distance | DistanceName = "pixels",
     num_targets: int | None = None,
 ) -> AdaptivePlan:
     """FDM's adaptive-hierarchy-n: all done frames inside the targets' span, two before, one after, others by distance.
 
-    Arguments as for `hierarchical`, and the distance of frames.
+    Arguments as for `hierarchical`, and the distance of frames, see `distance_of`.
     """
     window, num_targets = check_window(window, num_targets)
+    compared = distance_of(distance)
     given = given_frames(observed, num_frames)
     levels = whole_number("levels", levels, 2, PlanError)
     done, choices = list(given), []
@@ -193,7 +198,7 @@ def adaptive_hierarchical(
             always = tuple(sorted(ends))  # its targets lie on both sides of given frames
         choices.append(Choice(target, always, tuple(done), min(room, len(done))))
         done = merged(done, target)
-    return AdaptivePlan(num_frames, given, window, tuple(choices), distance, f"adaptive-hierarchy-{levels}")
+    return AdaptivePlan(num_frames, given, window, tuple(choices), compared, f"adaptive-hierarchy-{levels}")
 
 
 def farthest_points(frames: Tensor, count: int, start: Sequence[int], distance: Distance) -> Tensor:
@@ -217,6 +222,8 @@ def farthest_points(frames: Tensor, count: int, start: Sequence[int], distance: 
         apart = distance(frames.flatten(0, 1), newest.flatten(0, 1))
         if apart.shape != (num_rows * num_frames,):
             raise PlanError("distance", f"returned shape {tuple(apart.shape)}", "Return one number for each pair.")
+        if bool(apart.isnan().any()):
+            raise PlanError("distance", "returned nan", "Return a number for each pair.")
         nearest = torch.minimum(nearest, apart.view(num_rows, num_frames).to(nearest))
         places.append(chosen)
         nearest[rows[:, None], torch.stack(places, 1)] = -torch.inf

@@ -5,6 +5,7 @@ from __future__ import annotations
 from flexgen.metrics.video.frame_errors import ErrorByDistance, frame_errors, frames_to_observed
 from flexgen.metrics.video.frechet import FrechetDistance, frechet_distance
 from flexgen.metrics.video.lpips import LPIPS, ShiftTolerantAlexNet
+from flexgen.metrics.video.maze_features import MazeFeatures, WalkStatistics
 from flexgen.metrics.video.motion import (
     MotionStatistics,
     SeamDiscontinuity,
@@ -19,11 +20,13 @@ __all__ = [
     "LPIPS",
     "ErrorByDistance",
     "FrechetDistance",
+    "MazeFeatures",
     "MotionStatistics",
     "RevisitConsistency",
     "SeamDiscontinuity",
     "Sharpness",
     "ShiftTolerantAlexNet",
+    "WalkStatistics",
     "frame_change",
     "frame_errors",
     "frames_to_observed",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+from collections import OrderedDict
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +17,13 @@ from flexgen.metrics.video.arguments import require_same_shape, require_video, t
 
 __all__ = ["LPIPS", "ShiftTolerantAlexNet"]
 
+Item = TypeVar("Item")
+
 _CHANNELS = (64, 192, 384, 256, 256)
 _FIX = "Install flexgen-samplers[lpips]; it brings no other package."
+_LEAST_SIDE = 21  # pixels, of images that the network can halve and pad
+_AT_ONCE = 256  # images
+_KEPT_BYTES = 512_000_000  # of embeddings
 
 
 class LPIPS(Metric):
@@ -45,6 +52,42 @@ class LPIPS(Metric):
         self.network = (ShiftTolerantAlexNet.pretrained() if network is None else network).eval()
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self._embeddings: OrderedDict[tuple[tuple[int, ...], bytes], Tensor] = OrderedDict()
+
+    @torch.no_grad()
+    def distance(self, frames: Tensor, others: Tensor) -> Tensor:
+        """Of frames to other frames, ``[M]``, both uint8 ``[M, H, W, C]``; what plans that look compare frames by.
+
+        Plans ask about the same frames again and again: each passes the network once.
+        """
+        video, other = require_video("frames", frames[None]), require_video("others", others[None])
+        require_same_shape("frames", video, other)
+        if not isinstance(self.network, ShiftTolerantAlexNet):
+            return self.distances(video, other)[0]
+        first, second = (self._embedded(self.network, x) for x in (frames, others))
+        found = [
+            (torch.stack(a) - torch.stack(b)).square().sum(1)
+            for a, b in zip(_batches(first), _batches(second), strict=True)
+        ]
+        return torch.cat(found).to(frames.device)
+
+    def _embedded(self, network: ShiftTolerantAlexNet, frames: Tensor) -> list[Tensor]:
+        """The embedding of each frame; those seen last are kept."""
+        names = [(tuple(frame.shape), frame.tobytes()) for frame in frames.cpu().numpy()]
+        place = {name: number for number, name in enumerate(names)}
+        known = {name: self._embeddings[name] for name in place if name in self._embeddings}
+        for some in _batches([name for name in place if name not in known]):
+            images = to_images(frames[[place[name] for name in some]][None]).expand(-1, 3, -1, -1) / 127.5 - 1
+            # Copies: a view would keep the whole batch.
+            known |= {
+                n: e.clone() for n, e in zip(some, network.embedding(images.to(network.shift.device)), strict=True)
+            }
+        for name in place:
+            self._embeddings[name] = known[name]
+            self._embeddings.move_to_end(name)
+        while self._embeddings and len(self._embeddings) * known[names[0]].nbytes > _KEPT_BYTES:
+            self._embeddings.popitem(last=False)
+        return [known[name] for name in names]
 
     @torch.no_grad()
     def distances(self, video: Tensor, truth: Tensor) -> Tensor:
@@ -67,7 +110,7 @@ class LPIPS(Metric):
 class ShiftTolerantAlexNet(nn.Module):
     """Distance of images, ``[n]``, from AlexNet's features with blurred subsampling, weighed by channel.
 
-    It takes images float ``[n, 3, H, W]`` in [-1, 1], 16 pixels a side or more.
+    It takes images float ``[n, 3, H, W]`` in [-1, 1], 21 pixels a side or more.
 
     Source: Ghildyal & Liu 2022, Shift-tolerant Perceptual Similarity Metric; the blur is Zhang's of 2019.
     """
@@ -112,6 +155,9 @@ class ShiftTolerantAlexNet(nn.Module):
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Five maps ``[n, c, h, w]``, each of unit length over the channels."""
+        if min(images.shape[-2:]) < _LEAST_SIDE:
+            sides = " x ".join(map(str, images.shape[-2:]))
+            raise DataError("frames", f"have {sides} pixels", f"LPIPS needs {_LEAST_SIDE} a side or more.")
         x = (images - self.shift) / self.scale
         maps = []
         for place, convolution in enumerate(self.convolutions):
@@ -121,6 +167,13 @@ class ShiftTolerantAlexNet(nn.Module):
             x = F.relu(_blurred_half(x) if place == 0 else x)
             maps.append(x / (x.norm(dim=1, keepdim=True) + 1e-10))
         return maps
+
+    def embedding(self, images: Tensor) -> Tensor:
+        """``[n, D]``, whose squared distances are those of `forward`."""
+        parts = []
+        for map_, weight in zip(self.features(images), self.weights, strict=True):
+            parts.append((map_ * (weight / map_[0, 0].numel()).sqrt()).flatten(1))
+        return torch.cat(parts, 1)
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
         distance = images.new_zeros(len(images))
@@ -134,3 +187,7 @@ def _blurred_half(x: Tensor) -> Tensor:
     row = x.new_tensor([0.25, 0.5, 0.25])
     kernel = (row[:, None] * row).expand(x.shape[1], 1, 3, 3)
     return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), kernel, stride=2, groups=x.shape[1])
+
+
+def _batches(items: list[Item]) -> list[list[Item]]:
+    return [items[start : start + _AT_ONCE] for start in range(0, len(items), _AT_ONCE)]

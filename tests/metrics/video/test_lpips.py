@@ -49,6 +49,14 @@ def test_without_the_weights_the_error_names_the_extra(monkeypatch):
         LPIPS()
 
 
+def test_distances_of_frames_by_a_network_of_ones_own():
+    frames = videos().flatten(0, 1)
+    metric = LPIPS(SquaredDifference())
+    assert torch.equal(metric.distance(frames, frames.flip(0)), metric.distances(frames[None], frames.flip(0)[None])[0])
+    with pytest.raises(DataError, match=r"frames: is torch\.float32"):
+        metric.distance(frames.float(), frames)
+
+
 def test_shapes_must_agree():
     with pytest.raises(DataError, match="its pair"):
         LPIPS(SquaredDifference()).update(videos()[:1], videos())
@@ -69,6 +77,29 @@ def test_the_network_is_the_original_one(monkeypatch):
         a, b = (torch.rand(3, 3, size, size, generator=generator) * 2 - 1 for _ in range(2))
         with torch.no_grad():
             torch.testing.assert_close(ours(a, b), original(a, b).flatten(), rtol=1e-4, atol=1e-6)
+
+
+@NEEDS_WEIGHTS
+def test_distances_of_frames_are_those_of_videos_and_each_frame_passes_once():
+    frames, metric = videos().flatten(0, 1), LPIPS()
+    passed = []
+    convolution = metric.network.convolutions[0]
+    convolution.register_forward_hook(lambda _module, given, _out: passed.append(len(given[0])))
+    others = frames[2].expand_as(frames)  # as the selection of farthest points asks
+    found = metric.distance(frames, others)
+    assert sum(passed) == 6
+    again = metric.distance(frames[1:3], frames[4:])
+    assert sum(passed) == 6
+    torch.testing.assert_close(found, metric.distances(frames[None], others[None])[0], rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(again, metric.distances(frames[None, 1:3], frames[None, 4:])[0], rtol=1e-4, atol=1e-7)
+    assert found[2] == 0
+
+
+@NEEDS_WEIGHTS
+def test_frames_too_small_for_the_network_are_refused():
+    with pytest.raises(DataError, match=r"frames: have 20 x 20 pixels. LPIPS needs 21"):
+        LPIPS().distance(videos()[0, :, :20, :20], videos()[0, :, :20, :20])
+    assert len(LPIPS().distance(videos()[0, :, :21, :21], videos()[1, :, :21, :21])) == 3
 
 
 @NEEDS_WEIGHTS

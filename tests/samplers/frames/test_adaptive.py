@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flexgen.errors import PlanError
+from flexgen.errors import DataError, PlanError
 from flexgen.exact import Gaussian
 from samplers import frames, run
 from samplers.frames import AdaptivePlan, Plan
@@ -111,6 +112,53 @@ def test_cost_is_known_before_and_kept(name: str) -> None:
     assert plan.frame_evaluations(7) == 7 * (target + observed)
     assert plan.frame_evaluations(7, cached=True) == 7 * target + observed
     assert plan.evaluations_per_frame(7) == plan.frame_evaluations(7) / 35
+
+
+def test_the_default_distance_is_of_pixels_and_takes_bytes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    bytes_ = torch.randint(0, 256, (40, 3, 4, 3), dtype=torch.uint8, generator=generator)
+    apart = frames.pixel_distance(bytes_, bytes_.flip(0))
+    floats = bytes_.double().flatten(1)
+    torch.testing.assert_close(apart.double(), ((floats - floats.flip(0)) ** 2).mean(1).sqrt())
+    plain = frames.adaptive_autoregressive(40, 5, 8)
+    assert plain.distance is frames.pixel_distance
+    assert plain.next_window(bytes_[None], 3) == plain.next_window(bytes_.float()[None], 3)
+
+
+def test_distances_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torchmetrics")
+    from flexgen.metrics.video import lpips
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(DataError, match=r"Install flexgen-samplers\[lpips\]"):
+        frames.adaptive_hierarchical(40, 5, 8, distance="lpips")
+    monkeypatch.setattr(lpips.ShiftTolerantAlexNet, "pretrained", lpips.ShiftTolerantAlexNet)
+    assert frames.adaptive_hierarchical(40, 5, 8, distance="lpips").to_dict()["distance"] == "LPIPS.distance"
+    for wrong in ("ssim", 3):
+        with pytest.raises(PlanError, match=r"distance: is .*Choose 'pixels' or 'lpips'"):
+            frames.adaptive_hierarchical(40, 5, 8, distance=wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("stlpips_pytorch") is None, reason="needs the weights of LPIPS")
+def test_lpips_keeps_the_frames_that_look_otherwise() -> None:
+    """A video that shows one of three scenes: with room for three frames, one of each scene is observed."""
+    from flexgen.metrics.video import LPIPS
+
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randint(40, 216, (3, 4, 4, 3), dtype=torch.uint8, generator=generator)
+    scenes = coarse.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    scene = torch.tensor([0] * 4 + [1] * 6 + [2] * 5 + [0] * 5)
+    video = scenes[scene] + torch.randint(0, 8, (20, 32, 32, 3), dtype=torch.uint8, generator=generator)
+    plan = frames.adaptive_autoregressive(20, 18, 5, num_targets=2, distance=LPIPS().distance)
+    (window,) = plan.next_window(video[None], 0)
+    assert window.target == (18, 19)
+    assert sorted(scene[list(window.observed)].tolist()) == [0, 1, 2]
+
+
+def test_a_distance_that_is_no_number_is_refused() -> None:
+    plan = frames.adaptive_autoregressive(40, 15, 8, distance=lambda a, _: a.new_full((len(a),), torch.nan))
+    with pytest.raises(PlanError, match="distance: returned nan"):
+        plan.next_window(torch.zeros(1, 40, 2), 0)
 
 
 def test_value() -> None:

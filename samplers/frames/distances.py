@@ -1,0 +1,52 @@
+"""Distances of frames, for the plans that look."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from flexgen.errors import PlanError
+
+__all__ = ["Distance", "DistanceName", "distance_of", "pixel_distance"]
+
+# From frames [M, *site] and frames [M, *site] to their distances [M].
+Distance = Callable[[Tensor, Tensor], Tensor]
+DistanceName = Literal["pixels", "lpips"]
+
+_AT_ONCE = 1 << 24  # pixels that are floats at a time
+
+
+def pixel_distance(frames: Tensor, others: Tensor) -> Tensor:
+    """Root mean square difference of frames, ``[M]``, in the frames' own unit.
+
+    Args:
+        frames, others: ``[M, *site]``, of any number type.
+    """
+    rows = max(1, _AT_ONCE // max(1, frames[:1].numel()))
+    found = torch.empty(len(frames), device=frames.device)
+    for start in range(0, len(frames), rows):
+        a, b = (x[start : start + rows].flatten(1).float() for x in (frames, others))
+        found[start : start + rows] = (a - b).square().mean(1).sqrt()
+    return found
+
+
+def distance_of(value: Distance | DistanceName) -> Distance:
+    """A distance by name: ``"pixels"`` is `pixel_distance`, ``"lpips"`` FDM's, of ``flexgen.metrics.video.LPIPS``.
+
+    Raises:
+        PlanError: neither a name nor a function.
+        DataError: the weights of LPIPS are not installed.
+    """
+    if value == "pixels":
+        return pixel_distance
+    if value == "lpips":
+        from flexgen.metrics.video.lpips import LPIPS  # loads torchmetrics
+
+        return LPIPS().distance
+    if isinstance(value, str) or not callable(value):
+        raise PlanError("distance", f"is {value!r}", "Choose 'pixels' or 'lpips', or pass a function of two batches.")
+    found: Distance = value
+    return found
