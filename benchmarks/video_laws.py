@@ -214,8 +214,9 @@ def main() -> None:
     parser.add_argument("--laws", nargs="+", choices=LAWS, default=LAWS)
     parser.add_argument("--attention", nargs="+", choices=ATTENTION, default=ATTENTION)
     parser.add_argument("--model-config", default="frame_unet_1m", help="a file of configs/model")
-    parser.add_argument("--steps", type=int, default=700, help="of fdm; the others have as many targets")
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=1000, help="of fdm; the others have as many targets")
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seeds", type=int, default=3, help="of rows with one-way attention")
     parser.add_argument("--full-seeds", type=int, default=1, help="of rows with full attention")
     parser.add_argument("--videos", type=int, default=3, help="of each model and plan")
@@ -228,7 +229,7 @@ def main() -> None:
     train, held_out = (VideoFolder(Path(arguments.data) / n, num_frames=NUM_FRAMES) for n in ("train", "held_out"))
     config = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{arguments.model_config}.yaml"))
     training = TrainingSettings(
-        num_steps=arguments.steps, batch_size=arguments.batch_size, num_warmup_steps=50, ema_decay=0.99, amp="bf16",
+        num_steps=arguments.steps, batch_size=arguments.batch_size, lr=arguments.lr, num_warmup_steps=50, ema_decay=0.99, amp="bf16",
         validate_every=200, checkpoint_every=200,
     )  # fmt: skip
     bench = Bench(
