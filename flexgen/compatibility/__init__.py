@@ -5,7 +5,13 @@ from __future__ import annotations
 from flexgen._lazy import lazily
 
 # Public name -> module that holds it. Loaded on first use.
-_MODULE_OF: dict[str, str] = {}
+_MODULE_OF: dict[str, str] = {
+    "EstimatedTest": "flexgen.compatibility.estimated",
+    "LogOddsGap": "flexgen.compatibility.rectangle_gaps",
+    "bootstrap_test": "flexgen.compatibility.estimated",
+    "refits_test": "flexgen.compatibility.estimated",
+    "wald_test": "flexgen.compatibility.estimated",
+}
 
 __all__ = sorted(_MODULE_OF)
 
