@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -27,6 +26,8 @@ from flexgen.video.process import NoiseProcess, PixelScale
 __all__ = ["BackboneSettings", "fit_backbone", "pixel_scale"]
 
 _ROWS_FOR_SCALE = 64
+# Settings of a network that no weight depends on: a training may begin from a network with others.
+_WEIGHTLESS = ("attention", "attention_backend", "dropout")
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ def fit_backbone(
             validation asks what it asks in the end.
         settings, training: what, and how long.
         held_out: clips to validate on.
-        start_from: weights to begin with, of a backbone of the same network; its pixel scale is kept.
+        start_from: weights to begin with, of a backbone of the same network, except perhaps for its attention (one-way or
+            full), attention backend and dropout; its pixel scale is kept.
         directory, resume, progress, on_record: see ``flexgen.training.train``.
     """
     shape = _frame_shape(data)
@@ -83,8 +85,10 @@ def fit_backbone(
             torch.manual_seed(rng.key(training.seed, "initial weights"))
             network = FrameUNet(**{**_as_tuples(settings.network), "sample_size": shape[0], "in_channels": shape[2]})
     else:
-        network, scale = copy.deepcopy(start_from.network), start_from.scale
         _require_same_model(start_from, settings)
+        scale, changed = start_from.scale, {k: v for k, v in settings.network.items() if k in _WEIGHTLESS}
+        network = FrameUNet.from_config({**start_from.network.config, **changed})
+        network.load_state_dict(start_from.network.state_dict())
         if start_from.frame_shape != shape:
             raise ConfigError(
                 "start_from", f"is for frames {start_from.frame_shape}, the data have {shape}", "Resize the videos."
@@ -177,6 +181,8 @@ def _require_same_model(start_from: VideoBackbone, settings: BackboneSettings) -
             "Train what it was trained for.",
         )
     for name, value in settings.network.items():
+        if name in _WEIGHTLESS:
+            continue
         theirs = start_from.network.config.get(name)
         if (list(theirs) if isinstance(theirs, tuple) else theirs) != (
             list(value) if isinstance(value, tuple) else value

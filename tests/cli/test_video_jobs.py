@@ -60,7 +60,8 @@ def test_training_leaves_a_backbone_and_its_log(trained: Path) -> None:
 
 def test_training_goes_on_from_a_backbone(trained: Path, tmp_path: Path) -> None:
     more = [f"data.folder={trained / 'train'}", f"output={tmp_path}", f"training.start_from={trained / 'model'}"]
-    assert main(["train", *SMALL, *more]) == 0
+    assert main(["train", *SMALL, *more, "model.network.attention=full"]) == 0  # which no weight depends on
+    assert json.loads((tmp_path / "network" / "config.json").read_text())["attention"] == "full"
     begun_from = json.loads((tmp_path / "backbone.json").read_text())["trained_on"]["begun_from"]
     assert begun_from["steps"] == 3
 
