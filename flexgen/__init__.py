@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from flexgen._lazy import lazily
 
 if TYPE_CHECKING:
+    from flexgen import adapters as adapters
     from flexgen import exact as exact
     from flexgen.conditional import CanSample as CanSample
     from flexgen.conditional import Conditional as Conditional
@@ -39,7 +40,7 @@ _MODULE_OF = {
     "VideoPipeline": "flexgen.video_pipeline",
 }
 _SUBMODULES = frozenset(
-    {"exact", "networks", "training", "tables", "data", "metrics", "plots", "rng", "errors", "video"}
+    {"adapters", "exact", "networks", "training", "tables", "data", "metrics", "plots", "rng", "errors", "video"}
 )
 
 __all__ = ["__version__", *sorted(_MODULE_OF), *sorted(_SUBMODULES)]

@@ -1,0 +1,348 @@
+"""Masked language models of Hugging Face transformers as conditionals."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flexgen.adapters.forward_passes import ForwardCount, logits_at
+from flexgen.adapters.token_alphabet import BLANK, TokenAlphabet
+from flexgen.checks import whole_number
+from flexgen.conditional import CategoricalMarginals, MarginalConditional
+from flexgen.errors import CheckpointError, DataError, FlexgenError, SpaceError
+from flexgen.query import Query
+from flexgen.space import Space
+
+__all__ = ["MaskedLanguageModel", "import_transformers"]
+
+_UNLIMITED = 1 << 30  # transformers writes 1e30 where a tokenizer knows no limit
+
+
+class MaskedLanguageModel(MarginalConditional):
+    """p(x_P | x_C) of token sequences by a masked language model: any ``AutoModelForMaskedLM``.
+
+    A site is a token between the special tokens, x ``[B, N]`` its code in the alphabet. Observed sites keep their
+    tokens, all others are masked; the answer at a site is the network's softmax *restricted to the alphabet*, that is
+    p(x_i | x_C, x_i in the alphabet). Joint answers follow by the chain rule. Nothing makes these conditionals share a
+    joint: the package's samplers and diagnostics are there for what follows from that.
+
+    Args:
+        model: ``(input_ids, attention_mask)`` to ``.logits``; a model with adapters of peft will do. It is run in
+            evaluation mode, and computes in its own type on its own device; x may live on another.
+        tokenizer: the model's.
+        num_sites: N, tokens of a row without special tokens.
+        alphabet: tokens that a site may hold, spelt as in the vocabulary, such as ``"ACDEFGHIKLMNPQRSTVWY"``; default:
+            the whole vocabulary without special tokens.
+        variable_length: rows may end before site N. A site behind a row's end is *absent*: it is observed, and its
+            code is `absent_code`, K, one more category, which no unobserved site ever takes, since the network is
+            asked about rows of a known length. An unobserved site is always within its row, masked.
+        max_tokens: tokens of a forward pass through the network, its batch size; at least one row is taken.
+        differentiable: let answers carry gradients to the model's parameters.
+
+    Raises:
+        FlexgenError: an alphabet or a length that the model cannot serve.
+
+    Answers are float64 logarithms of float32 logits. Entries at observed sites, and rows that ask for nothing, are 0.
+    Cost: one forward pass for every distinct row of a call, counted in `forwards`.
+
+    >>> mlm = MaskedLanguageModel.from_pretrained("bert-base-cased", num_sites=12)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        num_sites: int,
+        alphabet: Sequence[str] | None = None,
+        variable_length: bool = False,
+        max_tokens: int = 8192,
+        differentiable: bool = False,
+    ) -> None:
+        self._setup(
+            model,
+            tokenizer,
+            TokenAlphabet(tokenizer, alphabet),
+            ForwardCount(),
+            num_sites=num_sites,
+            variable_length=variable_length,
+            max_tokens=max_tokens,
+            differentiable=differentiable,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: Any,
+        *,
+        num_sites: int,
+        alphabet: Sequence[str] | None = None,
+        variable_length: bool = False,
+        max_tokens: int = 8192,
+        differentiable: bool = False,
+        dtype: torch.dtype = torch.float32,
+        **options: Any,
+    ) -> MaskedLanguageModel:
+        """A model and its tokenizer from a folder or the hub.
+
+        Args:
+            name_or_path: what transformers' ``from_pretrained`` takes.
+            dtype: of the network. Rounding is what limits diagnostics: prefer float32, or float64 where it matters.
+            options: for ``AutoModelForMaskedLM.from_pretrained``, such as ``revision`` or ``attn_implementation``.
+
+        Raises:
+            CheckpointError: weights are missing, such as the whole head of a model trained for another task, which
+                transformers would fill with random numbers.
+        """
+        transformers = import_transformers()
+        model, loaded = transformers.AutoModelForMaskedLM.from_pretrained(
+            name_or_path, dtype=dtype, output_loading_info=True, **options
+        )
+        missing = sorted(loaded["missing_keys"])
+        if missing:
+            raise CheckpointError(
+                "name_or_path",
+                f"{str(name_or_path)!r} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]!r}",
+                "Name a model that was trained to fill masks, with its head.",
+            )
+        shared = {name: options[name] for name in ("revision", "cache_dir", "local_files_only") if name in options}
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name_or_path, **shared)
+        return cls(
+            model,
+            tokenizer,
+            num_sites=num_sites,
+            alphabet=alphabet,
+            variable_length=variable_length,
+            max_tokens=max_tokens,
+            differentiable=differentiable,
+        )
+
+    def _setup(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        alphabet: TokenAlphabet,
+        forwards: ForwardCount,
+        *,
+        num_sites: int,
+        variable_length: bool,
+        max_tokens: int,
+        differentiable: bool,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.alphabet = alphabet
+        self.forwards = forwards
+        self.variable_length = variable_length
+        self.max_tokens = whole_number("max_tokens", max_tokens, 1)
+        self.differentiable = differentiable
+        num_sites = whole_number("num_sites", num_sites, 1)
+        most = self._most_sites()
+        if num_sites > most:
+            raise FlexgenError("num_sites", f"is {num_sites}", f"This model reads at most {most} tokens of a row.")
+        self._vocabulary_size = int(getattr(getattr(model, "config", None), "vocab_size", 0)) or len(tokenizer)
+        outside = [
+            symbol for symbol, i in zip(alphabet.symbols, alphabet.ids, strict=True) if i >= self._vocabulary_size
+        ]
+        if outside:
+            raise FlexgenError(
+                "alphabet",
+                f"holds {outside[0]!r}, for which the model has no logit (its vocabulary has {self._vocabulary_size})",
+                "Leave it out, or resize the model's embeddings and train them.",
+            )
+        self._space = Space.categorical([len(alphabet) + variable_length] * num_sites)
+
+    def resized(self, num_sites: int, *, variable_length: bool = False) -> MaskedLanguageModel:
+        """The same network for rows of another length; `forwards` is shared."""
+        other = object.__new__(type(self))
+        other._setup(
+            self.model,
+            self.tokenizer,
+            self.alphabet,
+            self.forwards,
+            num_sites=num_sites,
+            variable_length=variable_length,
+            max_tokens=self.max_tokens,
+            differentiable=self.differentiable,
+        )
+        return other
+
+    def sized_for(self, texts: Sequence[str]) -> MaskedLanguageModel:
+        """`resized` for the longest of some texts; with variable length if the others are shorter."""
+        lengths = [len(codes) for codes in self.alphabet.encode(_texts(texts))]
+        longest = max(lengths, default=0)
+        return self.resized(longest, variable_length=min(lengths, default=0) < longest)
+
+    @property
+    def space(self) -> Space:
+        return self._space
+
+    @property
+    def num_sites(self) -> int:
+        return self._space.num_sites
+
+    @property
+    def absent_code(self) -> int:
+        """The code of a site behind its row's end, K, where lengths are variable."""
+        if not self.variable_length:
+            problem = f"is of a model whose rows all have {self.num_sites} tokens"
+            raise FlexgenError("absent_code", problem, "Say variable_length=True.")
+        return len(self.alphabet)
+
+    def to(self, device: torch.device | str) -> MaskedLanguageModel:
+        """Moves the network, in place."""
+        self.model.to(device)
+        return self
+
+    # Strings.
+
+    def encode(self, texts: str | Sequence[str]) -> Tensor:
+        """Codes of texts without blanks, int64 ``[B, N]``.
+
+        Raises:
+            DataError: a token outside the alphabet, a blank, or a text of another length than the model's rows.
+        """
+        x, blank = self._encode(_texts(texts))
+        if blank.any():
+            row, site = blank.nonzero()[0].tolist()
+            problem = f"has a blank at place {site}"
+            raise DataError(f"texts[{row}]", problem, "Use encode_query, which asks for the blanks.")
+        return x
+
+    def encode_query(self, texts: str | Sequence[str]) -> tuple[Tensor, Query]:
+        """x int64 ``[B, N]`` and p(blanks | all else) of texts whose blanks are ``_`` (or the mask token)."""
+        x, blank = self._encode(_texts(texts))
+        return x, Query.rest(~blank)
+
+    def decode(self, x: Tensor) -> list[str]:
+        """Texts of codes ``[B, N]``; absent sites are left out."""
+        self.space.validate(x)
+        end = len(self.alphabet)
+        return [self.alphabet.decode([code for code in row if code != end]) for row in x.long().tolist()]
+
+    def absent(self, x: Tensor) -> Tensor:
+        """Sites behind the ends of rows, bool ``[B, N]``: what a chain of these rows keeps clamped."""
+        return (x == len(self.alphabet)) & torch.tensor(self.variable_length, device=x.device)
+
+    def rest(self, x: Tensor, observed: Tensor | None = None) -> Query:
+        """p(x_rest | x_observed) of rows that end where x does: `Query.rest` that asks for no absent site.
+
+        Args:
+            x: ``[B, N]``.
+            observed: bool ``[N]`` or ``[B, N]``; default: none.
+        """
+        absent = self.absent(x)
+        return Query.rest(absent if observed is None else absent | observed)
+
+    def _encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Codes int64 ``[B, N]`` and which are blank, bool ``[B, N]`` (their code is 0)."""
+        rows = self.alphabet.encode(texts)
+        num_sites = self.num_sites
+        for row, codes in enumerate(rows):
+            if len(codes) > num_sites or (len(codes) < num_sites and not self.variable_length):
+                fix = "Use sized_for(texts), which makes room for the longest."
+                raise DataError(f"texts[{row}]", f"has {len(codes)} tokens, the model's rows {num_sites}", fix)
+        end = len(self.alphabet)
+        padded = [codes + [end] * (num_sites - len(codes)) for codes in rows]
+        x = torch.tensor(padded, dtype=torch.int64).view(len(rows), num_sites)
+        return x.clamp_min(0), x == BLANK
+
+    # Answers.
+
+    def marginals(self, x: Tensor, query: Query) -> CategoricalMarginals:
+        """p(x_i | x_C) of every site that is not observed, log-probabilities float64 ``[B, N, K]``.
+
+        Raises:
+            SpaceError: observed values outside the space, or an absent site before the end of its row.
+        """
+        query = query.expand(len(x))
+        self.space.validate(x, where=query.observed)
+        codes = torch.where(query.observed, x, 0).long()  # nothing unobserved is read
+        lengths = self._lengths(codes)
+        asking = query.target.any(-1).nonzero().flatten()
+        unobserved = ~query.observed[asking]
+        row, site = unobserved.nonzero(as_tuple=True)
+        with contextlib.nullcontext() if self.differentiable else torch.no_grad():
+            logits = logits_at(
+                self.model,
+                *self._ids(codes[asking], query.observed[asking], lengths[asking]),
+                (row, site + len(self.alphabet.before)),
+                self.alphabet.ids,
+                vocabulary_size=self._vocabulary_size,
+                max_tokens=self.max_tokens,
+                count=self.forwards,
+            )
+            log_probs = logits.double().log_softmax(-1)  # [P, K]
+            if self.variable_length:
+                log_probs = nn.functional.pad(log_probs, (0, 1), value=-math.inf)
+            return CategoricalMarginals(self._placed(log_probs, asking[row], site, query))
+
+    def _placed(self, log_probs: Tensor, row: Tensor, site: Tensor, query: Query) -> Tensor:
+        """Answers ``[P, K]`` where they belong, ``[B, N, K]``."""
+        (num_rows, num_sites), num_categories = query.target.shape, log_probs.shape[-1]
+        if len(row) <= num_rows and int(row.bincount(minlength=1).max() if len(row) else 0) <= 1:
+            # One answer a row, a complete conditional: shown at every site, which with large alphabets saves gigabytes.
+            each = log_probs.new_zeros(num_rows, num_categories).index_put((row,), log_probs)
+            return each[:, None].expand(-1, num_sites, -1)  # [B, K] -> [B, N, K]
+        return log_probs.new_zeros(num_rows, num_sites, num_categories).index_put((row, site), log_probs)
+
+    def _lengths(self, codes: Tensor) -> Tensor:
+        """Sites within each row, int64 ``[B]``; absent ones must be its last."""
+        absent = self.absent(codes)
+        lengths = (~absent).sum(-1)
+        sites = torch.arange(self.num_sites, device=codes.device)
+        gap = absent & (sites < lengths[:, None])
+        if gap.any():
+            row, site = gap.nonzero()[0].tolist()
+            raise SpaceError(
+                "x",
+                f"observes site {site} of row {row} to be absent (code {self.absent_code}), but not every later one",
+                "Absent sites are the last of a row: observe them all, for example by query = mlm.rest(x, observed).",
+            )
+        return lengths
+
+    def _ids(self, codes: Tensor, observed: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """The network's tokens ``[R, L]``, special ones around and padding behind, and their number ``[R]``."""
+        alphabet, num_rows, num_sites = self.alphabet, len(codes), self.num_sites
+        first, device = len(alphabet.before), codes.device
+        number_of = torch.cat([alphabet.ids, alphabet.ids.new_tensor([alphabet.pad_id])]).to(device)  # of each code
+        tokens = torch.where(observed, number_of[codes], alphabet.mask_id)  # [R, N]
+        ids = codes.new_full((num_rows, first + num_sites + len(alphabet.after)), alphabet.pad_id)  # [R, L]
+        ids[:, :first] = ids.new_tensor(alphabet.before)
+        ids[:, first : first + num_sites] = tokens
+        behind = torch.arange(len(alphabet.after), device=device) + first + lengths[:, None]  # [R, specials]
+        ids.scatter_(1, behind, ids.new_tensor(alphabet.after).expand(num_rows, -1))
+        return ids, lengths + first + len(alphabet.after)
+
+    def _most_sites(self) -> int:
+        limits = [
+            getattr(self.tokenizer, "model_max_length", None),
+            getattr(getattr(self.model, "config", None), "max_position_embeddings", None),
+        ]
+        most = min([int(limit) for limit in limits if limit], default=_UNLIMITED)
+        return most - len(self.alphabet.before) - len(self.alphabet.after)
+
+    def __repr__(self) -> str:
+        base = getattr(self.model, "get_base_model", lambda: self.model)()
+        length = "up to " * self.variable_length + str(self.num_sites)
+        return f"{type(self).__name__}({type(base).__name__}, {length} sites, alphabet {self.alphabet})"
+
+
+def _texts(texts: str | Sequence[str]) -> Sequence[str]:
+    return [texts] if isinstance(texts, str) else texts
+
+
+def import_transformers() -> Any:
+    """The package, or an error that says how to get it."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise FlexgenError(
+            "transformers", "is not installed", "pip install 'flexgen-samplers[transformers]'."
+        ) from error
+    return transformers
