@@ -1,8 +1,7 @@
 """Which windows to train on: a mask law for video backbones, by attention, at matched supervision.
 
-    flexgen render output=mazes/train num_clips=240
-    flexgen render output=mazes/held_out num_clips=24 seed=1
-    python -m benchmarks.video_laws
+    python -m benchmarks.video_laws                          # the tables of the scores kept beside this file
+    make mazes && python -m benchmarks.video_laws --train    # train the models and score them: hours
 
 Laws:
 
@@ -19,9 +18,10 @@ Tables: held-out loss by noise level on the windows of each plan, each in a row 
 of the differences to the first row, over seeds and clips; and the quality of videos by each plan, as in
 ``benchmarks.video_quality``.
 
-Hours. Every trained model is kept in ``out/video_laws/<law>-<attention>-seed<k>``, with its scores: stop the command
-when you like, the same command goes on, in the midst of a training from its last checkpoint. ``--laws``,
-``--attention`` and ``--train-only`` do a part, so that two commands can share the models.
+``--train`` keeps every model in ``out/video_laws/<law>-<attention>-seed<k>``, and all scores in
+``out/video_laws/scores.json``: stop the command when you like, the same command goes on, in the midst of a training
+from its last checkpoint. ``--laws``, ``--attention`` and ``--train-only`` do a part, so that two commands can share the
+models.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,13 @@ from samplers import laws
 ATTENTION = ("one_way", "full")
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 CONFIGS = Path(__file__).parents[1] / "configs" / "model"
-SCORES = "scores.json"
+SCORES = "scores.json"  # of a model in its folder, of all of them beside the folders
+KEPT = Path(__file__).with_name("video_laws.json")
+Models = dict[str, Any]  # "law-attention-seedK" -> the scores of a model
+
+
+def model_name(law: str, attention: str, seed: int) -> str:
+    return f"{law}-{attention}-seed{seed}"
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,7 @@ class Bench:
     """What all models share."""
 
     output: Path
+    clips: list[Path]
     train: VideoFolder
     held_out: VideoFolder
     settings: BackboneSettings
@@ -80,7 +87,7 @@ class Bench:
     held_out_draws: int
 
     def folder(self, law: str, attention: str, seed: int) -> Path:
-        return self.output / f"{law}-{attention}-seed{seed}"
+        return self.output / model_name(law, attention, seed)
 
     def supervision(self, law: str) -> Supervision:
         training, window = self.training, self.settings.window
@@ -139,9 +146,9 @@ def held_out_losses(backbone: VideoBackbone, bench: Bench) -> dict[str, dict[str
     return out
 
 
-def sample_scores(folder: Path, bench: Bench, clips: Sequence[Path]) -> dict[str, dict[str, Score]]:
+def sample_scores(folder: Path, bench: Bench) -> dict[str, dict[str, Score]]:
     """Plan -> scores of videos that it makes."""
-    chosen, rest = clips[: bench.num_videos], clips[bench.num_videos :]
+    chosen, rest = bench.clips[: bench.num_videos], bench.clips[bench.num_videos :]
     truth, reference = (read_clips(part)[:, :NUM_FRAMES] for part in (chosen, rest))
     network = MazeFeatures.pretrained()
     plans = {name: make(NUM_FRAMES, NUM_GIVEN, bench.settings.window) for name, make in PLANS.items()}
@@ -154,17 +161,30 @@ def sample_scores(folder: Path, bench: Bench, clips: Sequence[Path]) -> dict[str
     return out
 
 
-def scores_of(backbone: VideoBackbone, folder: Path, bench: Bench, clips: Sequence[Path]) -> dict[str, Any]:
+def scores_of(backbone: VideoBackbone, folder: Path, bench: Bench) -> dict[str, Any]:
     """The model's scores, kept in its folder."""
-    asked = {"draws": bench.held_out_draws, "videos": bench.num_videos, "clips": len(clips)}
+    asked = {"draws": bench.held_out_draws, "videos": bench.num_videos, "clips": len(bench.clips)}
     kept = folder / SCORES
     if kept.is_file() and (found := json.loads(kept.read_text()))["asked"] == asked:
         return dict(found)
-    found = {"asked": asked, "losses": held_out_losses(backbone, bench), "samples": sample_scores(folder, bench, clips)}
-    partial = kept.with_suffix(".partial")
-    partial.write_text(json.dumps(found))
-    partial.replace(kept)
+    found = {"asked": asked, "losses": held_out_losses(backbone, bench), "samples": sample_scores(folder, bench)}
+    write_json(kept, found)
     return found
+
+
+def write_json(path: Path, value: Any) -> None:
+    """At once or not at all; numbers to six digits."""
+
+    def short(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {name: short(each) for name, each in part.items()}
+        if isinstance(part, list | tuple):
+            return [short(each) for each in part]
+        return float(f"{part:.6g}") if isinstance(part, float) else part
+
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(short(value)) + "\n")
+    partial.replace(path)
 
 
 def loss_table(scores: Mapping[str, list[dict[str, Any]]], plan: str) -> str:
@@ -207,8 +227,57 @@ def sample_table(scores: Mapping[str, list[dict[str, Any]]], plan: str) -> str:
     return format_table(f"\nVideos by the plan: {plan}", rows)
 
 
+def bench_of(arguments: argparse.Namespace) -> Bench:
+    data = Path(arguments.data)
+    train, held_out = (VideoFolder(data / name, num_frames=NUM_FRAMES) for name in ("train", "held_out"))
+    config = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{arguments.model_config}.yaml"))
+    training = TrainingSettings(
+        num_steps=arguments.steps, batch_size=arguments.batch_size, lr=arguments.lr, num_warmup_steps=50,
+        ema_decay=0.99, amp="bf16", validate_every=200, checkpoint_every=200,
+    )  # fmt: skip
+    return Bench(
+        Path(arguments.output), load_clips(data / "held_out"), train, held_out,
+        BackboneSettings(**config), training,  # type: ignore[arg-type]
+        arguments.processes, arguments.videos, arguments.held_out_draws,
+    )  # fmt: skip
+
+
+def train_and_score(arguments: argparse.Namespace) -> Models:
+    """What is asked for, in the order of the tables; scores of all that is there are written beside the models."""
+    bench, models = bench_of(arguments), {}
+    for attention in arguments.attention:
+        for law in arguments.laws:
+            for seed in range(arguments.seeds if attention == "one_way" else arguments.full_seeds):
+                backbone = trained(bench, law, attention, seed)
+                if backbone is None:
+                    raise KeyboardInterrupt
+                if not arguments.train_only:
+                    folder = bench.folder(law, attention, seed)
+                    models[folder.name] = scores_of(backbone, folder, bench) | {"about": backbone.trained_on}
+    if models:
+        write_json(bench.output / SCORES, models)
+    return models
+
+
+def print_tables(models: Models) -> None:
+    """A row for each law and attention, over the seeds that there are."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for attention in ATTENTION:
+        for law in LAWS:
+            found = [models[name] for seed in range(100) if (name := model_name(law, attention, seed)) in models]
+            if found:
+                rows[f"{law}, {attention} ({len(found)})"] = found
+    first = next(iter(models.values()))
+    for plan in first["losses"]:
+        print(loss_table(rows, plan))
+    for plan in first["samples"]:
+        print(sample_table(rows, plan))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scores", type=Path, default=KEPT, help="a file of scores, for the tables")
+    parser.add_argument("--train", action="store_true", help="train the models, and score them")
     parser.add_argument("--data", default="mazes", help="folder of train/ and held_out/")
     parser.add_argument("--output", default="out/video_laws")
     parser.add_argument("--laws", nargs="+", choices=LAWS, default=LAWS)
@@ -225,31 +294,15 @@ def main() -> None:
     parser.add_argument("--train-only", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    clips = load_clips(Path(arguments.data) / "held_out")
-    train, held_out = (VideoFolder(Path(arguments.data) / n, num_frames=NUM_FRAMES) for n in ("train", "held_out"))
-    config = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{arguments.model_config}.yaml"))
-    training = TrainingSettings(
-        num_steps=arguments.steps, batch_size=arguments.batch_size, lr=arguments.lr, num_warmup_steps=50, ema_decay=0.99, amp="bf16",
-        validate_every=200, checkpoint_every=200,
-    )  # fmt: skip
-    bench = Bench(
-        Path(arguments.output), train, held_out, BackboneSettings(**config), training,  # type: ignore[arg-type]
-        arguments.processes, arguments.videos, arguments.held_out_draws,
-    )  # fmt: skip
-    scores: dict[str, list[dict[str, Any]]] = {}
-    for attention in arguments.attention:
-        for law in arguments.laws:
-            for seed in range(arguments.seeds if attention == "one_way" else arguments.full_seeds):
-                backbone = trained(bench, law, attention, seed)
-                if backbone is None:
-                    raise KeyboardInterrupt
-                if not arguments.train_only:
-                    found = scores_of(backbone, bench.folder(law, attention, seed), bench, clips)
-                    scores.setdefault(f"{law}, {attention}", []).append(found)
-    for plan in () if arguments.train_only else plan_windows(bench.settings.window):
-        print(loss_table(scores, plan))
-    for plan in () if arguments.train_only else PLANS:
-        print(sample_table(scores, plan))
+    if arguments.train:
+        models = train_and_score(arguments)
+    elif arguments.scores.is_file():
+        models = json.loads(arguments.scores.read_text())
+        print(f"Scores kept in {arguments.scores}; --train makes them anew.")
+    else:
+        raise SystemExit(f"{arguments.scores} is not there: pass --scores, or --train to make them.")
+    if models:
+        print_tables(models)
 
 
 if __name__ == "__main__":

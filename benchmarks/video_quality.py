@@ -1,14 +1,18 @@
-"""How good generated videos are, and what they cost: by denoising steps and schedulers, by plans, over long times.
+"""How good generated videos are, and what they cost: by steps and schedulers, by plans, over long times, FDM's way.
 
     flexgen render output=mazes/held_out num_clips=24 seed=1
     python -m benchmarks.video_quality
 
-Videos go on from the first frames of held-out clips; ``--part`` chooses one of three tables, ``--videos`` how many:
+Videos go on from the first frames of held-out clips; ``--part`` chooses one of four tables, ``--videos`` how many:
 
     steps   5, 10, 20, 50, 250 steps of Euler, Heun (two evaluations a step) and DPM-Solver++, on short videos by one
             plan; of Heun and DPM-Solver++ only rows of up to ``--most-evaluations`` a window, for the time it takes;
     plans   autoregressive, hierarchy-2, tree, and the tree with a sweep of refinement;
-    drift   the same over 1000 frames, scored by thirds.
+    drift   the same over 1000 frames, scored by thirds;
+    fdm     the default (tree, ten Euler steps) beside FDM's way (Harvey et al. 2022: hierarchy-2, 250 steps, nothing
+            cached) by the same weights, and, where ``--full-model`` names a backbone of full attention, by that. What
+            was shipped went on for 300 steps as such (``flexgen train experiment=mazes32 model.network.attention=full
+            training.start_from=checkpoints/mazes32 training.num_steps=300 training.lr=3e-4 output=out/mazes32_full``).
 
 Scores of the generated frames. Against the true clips: motion, sharpness (1 is right), PSNR by distance to the nearest
 given frame, change across seams over change inside, beside the same of the true clips at the same places. Against the
@@ -24,8 +28,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,7 +54,8 @@ from flexgen.video.backbone import VideoBackbone
 from flexgen.video.sampling import WindowSampler
 from samplers.frames import Plan
 
-MODEL, DATA = "checkpoints/mazes32", "mazes/held_out"
+MODEL, FULL_MODEL, DATA = "checkpoints/mazes32", "out/mazes32_full", "mazes/held_out"
+FDM_STEPS = 250
 STEPS, SCHEDULERS = (5, 10, 20, 50, 250), ("euler", "heun", "dpm++")
 
 
@@ -62,7 +68,12 @@ class Setting:
     num_given: int
 
 
-DEFAULTS = {"steps": Setting(4, 44, 12), "plans": Setting(4, 300, 36), "drift": Setting(2, 1000, 36)}
+DEFAULTS = {
+    "steps": Setting(4, 44, 12),
+    "plans": Setting(4, 300, 36),
+    "drift": Setting(2, 1000, 36),
+    "fdm": Setting(4, 72, 12),
+}
 
 
 @dataclass(frozen=True)
@@ -75,13 +86,13 @@ class Bench:
     seed: int
     num_steps: int
     most_evaluations: int
+    full_model: str
     network: MazeFeatures
 
-    def jobs(self, setting: Setting, plan: Plan, num_steps: int, scheduler: str | None = None) -> list[Job]:
+    def jobs(self, setting: Setting, plan: Plan, num_steps: int, **how: Any) -> list[Job]:
+        first = replace(Job(self.model, self.clips[0], plan, num_steps), **how)
         chosen = self.clips[: setting.num_videos]
-        return [
-            Job(self.model, clip, plan, num_steps, scheduler, self.seed + number) for number, clip in enumerate(chosen)
-        ]
+        return [replace(first, clip=clip, seed=self.seed + number) for number, clip in enumerate(chosen)]
 
     def truth_and_reference(self, setting: Setting) -> tuple[Tensor, Tensor]:
         return read_clips(self.clips[: setting.num_videos]), read_clips(self.clips[setting.num_videos :])
@@ -104,7 +115,9 @@ def steps_part(bench: Bench, setting: Setting, window: int) -> None:
     truth = truth[:, : setting.num_frames]
     rows = {"real": scored(None, truth, reference, plan, bench)}
     errors = {}
-    made = generate_all([bench.jobs(setting, plan, *way) for way in ways], processes=bench.processes)
+    made = generate_all(
+        [bench.jobs(setting, plan, steps, scheduler=name) for steps, name in ways], processes=bench.processes
+    )
     for (steps, name), videos in zip(ways, made, strict=True):
         row = f"{name} {steps}"
         rows[row] = scored(videos, truth, reference, plan, bench)
@@ -123,22 +136,45 @@ def is_asked(bench: Bench, num_steps: int, scheduler: str) -> bool:
     return scheduler == "euler" or sampler.evaluations_per_window <= bench.most_evaluations
 
 
+Way = tuple[Plan, list[Job]]
+
+
 def plans_part(bench: Bench, setting: Setting, window: int) -> None:
     plans = {name: make(setting.num_frames, setting.num_given, window) for name, make in PLANS.items()}
+    ways = {name: (plan, bench.jobs(setting, plan, bench.num_steps)) for name, plan in plans.items()}
+    compare(f"Plans, {bench.num_steps} Euler steps", ways, bench, setting, window)
+
+
+def fdm_part(bench: Bench, setting: Setting, window: int) -> None:
+    tree, fdm = (PLANS[name](setting.num_frames, setting.num_given, window) for name in ("tree", "hierarchy-2"))
+    ways = {
+        f"tree, {bench.num_steps} steps": (tree, bench.jobs(setting, tree, bench.num_steps)),
+        f"hierarchy-2, {FDM_STEPS} steps": (fdm, bench.jobs(setting, fdm, FDM_STEPS, cached=False)),
+    }
+    if Path(bench.full_model).is_dir():
+        jobs = bench.jobs(setting, fdm, FDM_STEPS, model=bench.full_model, cached=False)
+        ways[f"hierarchy-2, {FDM_STEPS} steps, full attention"] = (fdm, jobs)
+    else:
+        print(f"{bench.full_model} is not there: no row of full attention")
+    compare("The default and FDM's way", ways, bench, setting, window)
+
+
+def compare(title: str, ways: Mapping[str, Way], bench: Bench, setting: Setting, window: int) -> None:
+    """Tables of looks, seams and errors, a row for each way and one for the true clips."""
     truth, reference = bench.truth_and_reference(setting)
     truth = truth[:, : setting.num_frames]
-    rows = {"real": scored(None, truth, reference, plans["tree"], bench)}
+    rows = {"real": scored(None, truth, reference, next(iter(ways.values()))[0], bench)}
     rows["real"]["revisits"] = revisit_score(truth, bench.network)
     seams, errors = {}, {}
-    jobs = [bench.jobs(setting, plan, bench.num_steps) for plan in plans.values()]
-    for (name, plan), videos in zip(plans.items(), generate_all(jobs, processes=bench.processes), strict=True):
+    made = generate_all([jobs for _, jobs in ways.values()], processes=bench.processes)
+    for (name, (plan, _)), videos in zip(ways.items(), made, strict=True):
         rows[name] = scored(videos, truth, reference, plan, bench)
         rows[name]["revisits"] = revisit_score(videos.videos, bench.network)
         seams[name] = seam_scores(videos.videos, truth, plan)
         errors[name] = error_scores(videos.videos, truth, plan)
         print(f"  {name} done", flush=True)
-    how = f"{setting.num_videos} videos of {setting.num_frames} frames, {setting.num_given} given"
-    print(format_table(f"\nPlans: {how}, {bench.num_steps} Euler steps, windows of {window}", rows))
+    how = f"{setting.num_videos} videos of {setting.num_frames} frames, {setting.num_given} given, windows of {window}"
+    print(format_table(f"\n{title}: {how}", rows))
     print(format_table("Change across seams over change inside, generated and real", seams))
     print(format_table("PSNR by frames to the nearest given frame", errors))
 
@@ -160,17 +196,18 @@ def drift_part(bench: Bench, setting: Setting, window: int) -> None:
     print(format_table("Change across seams over change inside, and cost", seams))
 
 
-PARTS = {"steps": steps_part, "plans": plans_part, "drift": drift_part}
+PARTS = {"steps": steps_part, "plans": plans_part, "drift": drift_part, "fdm": fdm_part}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--full-model", default=FULL_MODEL, help="of full attention, for the part fdm")
     parser.add_argument("--data", default=DATA, help="folder of held-out clips")
     parser.add_argument("--part", choices=[*PARTS, "all"], default="all")
-    parser.add_argument("--videos", type=int, help="of each row; default 4, 4 and 2 in the three parts")
-    parser.add_argument("--frames", type=int, help="of a video; default 44, 300 and 1000")
-    parser.add_argument("--given", type=int, help="frames given at the start; default 12, 36 and 36")
+    parser.add_argument("--videos", type=int, help="of each row; default 4, 4, 2 and 4 in the four parts")
+    parser.add_argument("--frames", type=int, help="of a video; default 44, 300, 1000 and 72")
+    parser.add_argument("--given", type=int, help="frames given at the start; default 12, 36, 36 and 12")
     parser.add_argument("--num-steps", type=int, default=10, help="Euler steps of plans and drift")
     parser.add_argument("--most-evaluations", type=int, default=100)
     parser.add_argument("--processes", type=int, default=2)
@@ -187,6 +224,7 @@ def main() -> None:
         arguments.seed,
         arguments.num_steps,
         arguments.most_evaluations,
+        arguments.full_model,
         MazeFeatures.pretrained(),
     )
     for part, run in PARTS.items():

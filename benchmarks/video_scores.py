@@ -61,6 +61,7 @@ class Job:
     num_steps: int = 10
     scheduler: str | None = None
     seed: int = 0
+    cached: bool = True
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ def generate(job: Job) -> tuple[np.ndarray, float, float]:
         observed_index=job.plan.observed,
         num_inference_steps=job.num_steps,
         scheduler=job.scheduler,
+        cached=job.cached,
         generator=job.seed,
     )
     seconds = (time.process_time() - began) / job.plan.num_generated
