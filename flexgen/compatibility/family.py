@@ -1,0 +1,222 @@
+"""Any set of conditionals p(x_P | x_C) over finite sites, as tables that need not share a joint.
+
+`ConditionalFamily` is what the exact tier reads. `fg.exact.ConditionalTables` (all complete conditionals) converts by
+itself, with or without category labels. Nothing is said about sites that a conditional names neither as target nor as
+observed: they are marginalised out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from flexgen.checks import whole_number
+from flexgen.errors import FlexgenError, UnsupportedQueryError
+from flexgen.exact import ConditionalTables
+from flexgen.exact.kernels import Block, as_block
+
+__all__ = ["MAX_STATES", "ConditionalFamily", "ConditionalLaw", "Labels", "as_family"]
+
+Labels: TypeAlias = Mapping[str, Sequence[Hashable]] | Sequence[Sequence[Hashable]]
+
+MAX_STATES = 1 << 16
+_SUM_TOLERANCE = 1e-6  # as in flexgen.exact: a table that was rounded to float32 still counts as normalised
+
+
+@dataclass(frozen=True, eq=False)
+class ConditionalLaw:
+    """One conditional of a family.
+
+    Args:
+        target: P, ascending.
+        observed: C, ascending.
+        table: float64, one axis a site, of size one at sites in neither; sums to one over the axes of P.
+    """
+
+    target: tuple[int, ...]
+    observed: tuple[int, ...]
+    table: Tensor
+
+    @property
+    def sites(self) -> frozenset[int]:
+        """P and C together."""
+        return frozenset(self.target + self.observed)
+
+
+class ConditionalFamily:
+    """Conditionals p(x_P | x_C) over N finite sites, which may or may not belong to one joint.
+
+    Args:
+        shape: (V_0, .., V_{N-1}), the number of categories of every site; at most 2^16 states in all.
+        conditionals: (target, observed, table) each. The table has one axis a target site and then one an observed
+            site, in the order in which they are listed, and sums to one over the target's axes (within 1e-6; then
+            divided by its sum). `observed` may be empty: a marginal.
+        labels: what users call sites and categories: a mapping of site names to their categories, in the sites' order,
+            or one sequence of categories a site. Default: x0, x1, .. with categories 0, 1, ..
+
+    Raises:
+        FlexgenError: more than 2^16 states, a site that no conditional names, tables of a wrong shape, negative or
+            non-finite entries or sums other than one, and labels that do not fit; each by its name.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        conditionals: Iterable[tuple[int | Sequence[int], Sequence[int], Tensor]],
+        *,
+        labels: Labels | None = None,
+    ) -> None:
+        self.shape = tuple(whole_number("shape", size, 1) for size in shape)
+        self.conditionals = tuple(
+            _law(f"conditionals[{k}]", self.shape, *entry) for k, entry in enumerate(conditionals)
+        )
+        if not self.shape or math.prod(self.shape) > MAX_STATES:
+            raise FlexgenError(
+                "shape",
+                f"is {self.shape}: {math.prod(self.shape)} states, but exact checks take 1 to {MAX_STATES} (2^16)",
+                "Check blocks of a few sites at a time, or ask fg.diagnose for measured effects.",
+            )
+        named = frozenset[int]().union(*(law.sites for law in self.conditionals))
+        absent = [site for site in range(len(self.shape)) if site not in named]
+        if absent:
+            raise FlexgenError(
+                "conditionals", f"name no site {absent[0]}", "Leave it out of the shape, or add a conditional with it."
+            )
+        self.names, self.labels = _labels(labels, self.shape)
+
+    @classmethod
+    def of_tables(cls, tables: ConditionalTables, *, labels: Labels | None = None) -> ConditionalFamily:
+        """All complete conditionals p(x_i | rest), from `fg.exact.ConditionalTables`."""
+        sites = range(len(tables.shape))
+        orders = [(i, *(j for j in sites if j != i)) for i in sites]
+        stated = [(o[:1], o[1:], table.permute(o)) for o, table in zip(orders, tables.tables, strict=True)]
+        return cls(tables.shape, stated, labels=labels)
+
+    @property
+    def num_sites(self) -> int:
+        return len(self.shape)
+
+    @property
+    def num_states(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every conditional observes all sites but its targets."""
+        return all(len(law.sites) == self.num_sites for law in self.conditionals)
+
+    @property
+    def blocks(self) -> tuple[tuple[int, ...], ...]:
+        """The targets of the conditionals, in the order stated: what a random scan chooses from."""
+        return tuple(law.target for law in self.conditionals)
+
+    def block_table(self, block: Block) -> Tensor:
+        """The stated p(x_P | x_C) whose target P is `block`; one axis a site, of size one where it reads nothing.
+
+        Raises:
+            UnsupportedQueryError: if no conditional, or more than one, has this target.
+        """
+        target = tuple(sorted(as_block(block, self.num_sites)))
+        found = [law for law in self.conditionals if law.target == target]
+        if len(found) != 1:
+            raise UnsupportedQueryError(
+                "block",
+                f"is {block!r}, the target of {len(found)} of the stated conditionals",
+                f"Update targets that exactly one conditional has; this family states {sorted(set(self.blocks))}.",
+            )
+        return found[0].table
+
+    def event(self, sites: Iterable[int], state: Sequence[int]) -> str:
+        """``"sex=f, smoker=no"``: some sites of a state, given as one code a site, in the users' words."""
+        return ", ".join(f"{self.names[site]}={self.labels[site][state[site]]}" for site in sites)
+
+    def question(self, law: ConditionalLaw, state: Sequence[int], *, held: frozenset[int] = frozenset()) -> str:
+        """``"p(sex=f | smoker=no)"``: an entry of a conditional in the users' words; sites in `held` go unsaid."""
+        said = [site for site in law.observed if site not in held]
+        given = ", ".join(filter(None, (self.event(said, state), ".." if len(said) < len(law.observed) else "")))
+        return f"p({self.event(law.target, state)}{' | ' if given else ''}{given})"
+
+    def labelled(self, state: Sequence[int], sites: frozenset[int]) -> tuple[Hashable, ...]:
+        """A state's category labels, one a site; None at all sites but `sites`."""
+        return tuple(self.labels[site][code] if site in sites else None for site, code in enumerate(state))
+
+    def __repr__(self) -> str:
+        what = "complete conditionals" if self.is_complete else "conditionals"
+        return f"ConditionalFamily({len(self.conditionals)} {what} over {' x '.join(map(str, self.shape))} states)"
+
+
+def as_family(
+    tables: ConditionalTables | ConditionalFamily, labels: Labels | None = None, *, argument: str = "tables"
+) -> ConditionalFamily:
+    """What the functions of the exact tier are given, as a family."""
+    if isinstance(tables, ConditionalFamily):
+        if labels is not None:
+            raise FlexgenError("labels", "are given beside a ConditionalFamily", "Pass them to ConditionalFamily.")
+        return tables
+    if isinstance(tables, ConditionalTables):
+        return ConditionalFamily.of_tables(tables, labels=labels)
+    raise FlexgenError(
+        argument,
+        f"is a {type(tables).__name__}",
+        "Pass fg.exact.ConditionalTables or a ConditionalFamily (of a JointTable: its conditional_tables()).",
+    )
+
+
+def _law(
+    name: str, shape: tuple[int, ...], target: int | Sequence[int], observed: Sequence[int], table: Tensor
+) -> ConditionalLaw:
+    """A stated conditional, checked, with its axes in the order of the sites."""
+    listed = ((target,) if isinstance(target, int) else tuple(target)) + tuple(observed)
+    num_targets = len(listed) - len(tuple(observed))
+    if not num_targets or len(set(listed)) < len(listed) or not all(0 <= site < len(shape) for site in listed):
+        raise FlexgenError(
+            name,
+            f"has target {target} and observed {tuple(observed)}",
+            f"Name at least one target, and each of the sites 0 to {len(shape) - 1} at most once.",
+        )
+    table = torch.as_tensor(table).detach().to("cpu", torch.float64)
+    expected = tuple(shape[site] for site in listed)
+    if tuple(table.shape) != expected:
+        raise FlexgenError(
+            name,
+            f"has a table of shape {tuple(table.shape)}, not {expected}",
+            "Give it one axis a target site and then one an observed site, in the order listed.",
+        )
+    if not bool((torch.isfinite(table) & (table >= 0)).all()):
+        raise FlexgenError(
+            name, "has entries that are negative or not finite", "Probabilities are finite and non-negative."
+        )
+    sums = table.sum(tuple(range(num_targets)), keepdim=True)
+    if bool(((sums - 1).abs() > _SUM_TOLERANCE).any()):
+        worst = float(sums.flatten()[(sums - 1).abs().argmax()])
+        raise FlexgenError(
+            name, f"sums to {worst:.6g} over its targets, not 1", "Normalise it over the axes of its targets."
+        )
+    order = sorted(range(len(listed)), key=listed.__getitem__)
+    sizes = [shape[site] if site in listed else 1 for site in range(len(shape))]
+    return ConditionalLaw(
+        tuple(sorted(listed[:num_targets])),
+        tuple(sorted(listed[num_targets:])),
+        (table / sums).permute(order).reshape(sizes),
+    )
+
+
+def _labels(labels: Labels | None, shape: tuple[int, ...]) -> tuple[tuple[str, ...], tuple[tuple[Hashable, ...], ...]]:
+    """Names of the sites and of their categories."""
+    default = tuple(f"x{site}" for site in range(len(shape)))
+    if labels is None:
+        return default, tuple(tuple(range(size)) for size in shape)
+    names = tuple(map(str, labels)) if isinstance(labels, Mapping) else default
+    categories = tuple(tuple(each) for each in (labels.values() if isinstance(labels, Mapping) else labels))
+    if tuple(map(len, categories)) != shape:
+        raise FlexgenError(
+            "labels",
+            f"name {tuple(map(len, categories))} categories, but the sites have {shape}",
+            "Give one label for every category of every site, in the order of the sites.",
+        )
+    return names, categories

@@ -1,0 +1,97 @@
+"""Whether conditionals over finite sites have a joint: an exact verdict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flexgen.compatibility.cycles import check_graph
+from flexgen.compatibility.family import ConditionalFamily, Labels, as_family
+from flexgen.compatibility.violation import Violation
+from flexgen.errors import FlexgenError
+from flexgen.exact import ConditionalTables, JointTable
+
+__all__ = ["TableCheck", "Verdict", "check_tables"]
+
+Verdict = Literal["compatible", "weakly compatible", "incompatible"]
+
+
+@dataclass(frozen=True, eq=False)
+class TableCheck:
+    """An exact answer to: does a joint have these conditionals?
+
+    Args:
+        verdict: ``"compatible"``: a joint has all of them. ``"weakly compatible"``: a joint has them wherever it has
+            mass, but no joint gives mass to all that the conditionals observe. ``"incompatible"``: neither.
+        joint: such a joint; where there are several, the equal mixture of the extreme ones. None if incompatible.
+        unique: whether it is the only one; None if incompatible.
+        violation: the worst evidence against compatibility; None if compatible.
+        log_odds_gap: nats; the largest |difference of log odds ratios| that two conditionals over the same sites give
+            one rectangle of positive entries, 0 where there is no such rectangle. Decides compatibility of positive
+            complete conditionals of single sites; with zeros, longer loops decide too.
+        joints: int64 ``[V_0, .., V_{N-1}]``, for complete conditionals: the number of the extreme joint that a state
+            belongs to, -1 where none. Any mixture of them is a joint. None for other families.
+        tolerance: nats (a probability where a linear programme decided), what counted as rounding.
+        method: ``"graph"``, ``"chain"`` or ``"linear programme"``.
+    """
+
+    verdict: Verdict
+    joint: JointTable | None
+    unique: bool | None
+    violation: Violation | None
+    log_odds_gap: float
+    joints: Tensor | None
+    tolerance: float
+    method: str
+
+    @property
+    def is_compatible(self) -> bool:
+        """Whether the verdict is ``"compatible"``."""
+        return self.verdict == "compatible"
+
+    def __str__(self) -> str:
+        number = {True: "one joint", False: "more than one joint", None: "no joint"}[self.unique]
+        lines = [f"{self.verdict}: {number}; largest log-odds gap {self.log_odds_gap:.6g} nats"]
+        return "\n".join(lines if self.violation is None else [*lines, str(self.violation)])
+
+
+def check_tables(
+    tables: ConditionalTables | ConditionalFamily, *, labels: Labels | None = None, tolerance: float = 1e-6
+) -> TableCheck:
+    """Decides exactly whether conditionals over finite sites have a joint.
+
+    Args:
+        tables: all complete conditionals, or any family of p(x_P | x_C); at most 2^16 states.
+        labels: the users' words for sites and categories, as in `ConditionalFamily` (which carries its own).
+        tolerance: nats; loops of log ratios that sum to no more than this count as rounding. Tables rounded to d digits
+            carry errors of about 10^-d over their smallest positive entry.
+
+    Raises:
+        FlexgenError: more than 2^16 states, or a family that needs a linear programme that is too large.
+
+    Complete conditionals are decided on the graph of their states (`flexgen.compatibility.cycles`), zeros included:
+    O(S) states and edges, no loop over them.
+    """
+    family = as_family(tables, labels)
+    if not tolerance >= 0:
+        raise FlexgenError("tolerance", f"is {tolerance}", "Pass nats, zero or more.")
+    found = check_graph(family, tolerance)
+    verdict: Verdict = "compatible" if found.covers else "weakly compatible" if found.num_joints else "incompatible"
+    return TableCheck(
+        verdict,
+        None if found.joint is None else _joint(found.joint, family),
+        found.num_joints == 1 if found.num_joints else None,
+        found.violation,
+        found.rectangle.gap,
+        torch.from_numpy(found.joints).view(family.shape),
+        tolerance,
+        "graph",
+    )
+
+
+def _joint(p: np.ndarray, family: ConditionalFamily) -> JointTable:
+    return JointTable.from_unnormalised(torch.from_numpy(p).view(family.shape))
