@@ -8,11 +8,13 @@ from flexgen._lazy import lazily
 
 if TYPE_CHECKING:
     from flexgen import adapters as adapters
+    from flexgen import compatibility as compatibility
     from flexgen import exact as exact
     from flexgen.conditional import CanSample as CanSample
     from flexgen.conditional import Conditional as Conditional
     from flexgen.conditional import HasLogProb as HasLogProb
     from flexgen.conditional import HasMarginals as HasMarginals
+    from flexgen.diagnosis import diagnose as diagnose
     from flexgen.laws import MaskDraw as MaskDraw
     from flexgen.laws import MaskLaw as MaskLaw
     from flexgen.query import Query as Query
@@ -38,9 +40,23 @@ _MODULE_OF = {
     "TableModel": "flexgen.table_model",
     "TableSettings": "flexgen.tables.settings",
     "VideoPipeline": "flexgen.video_pipeline",
+    "diagnose": "flexgen.diagnosis",
 }
 _SUBMODULES = frozenset(
-    {"adapters", "exact", "networks", "training", "tables", "data", "metrics", "plots", "rng", "errors", "video"}
+    {
+        "adapters",
+        "compatibility",
+        "exact",
+        "networks",
+        "training",
+        "tables",
+        "data",
+        "metrics",
+        "plots",
+        "rng",
+        "errors",
+        "video",
+    }
 )
 
 __all__ = ["__version__", *sorted(_MODULE_OF), *sorted(_SUBMODULES)]

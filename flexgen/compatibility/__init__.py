@@ -6,15 +6,33 @@ from flexgen._lazy import lazily
 
 # Public name -> module that holds it. Loaded on first use.
 _MODULE_OF: dict[str, str] = {
+    "Circulation": "flexgen.compatibility.network_circulation",
     "ConditionalFamily": "flexgen.compatibility.family",
+    "Cost": "flexgen.compatibility.effects",
+    "Effect": "flexgen.compatibility.effects",
+    "Estimate": "flexgen.compatibility.effects",
     "EstimatedTest": "flexgen.compatibility.estimated",
+    "ExactBlocks": "flexgen.compatibility.blocks",
     "LogOddsGap": "flexgen.compatibility.rectangle_gaps",
+    "OrderGaps": "flexgen.compatibility.orders",
+    "Rectangles": "flexgen.compatibility.network_rectangles",
+    "Report": "flexgen.compatibility.report",
+    "ScanDivergence": "flexgen.compatibility.scan_laws",
+    "SiteAnswers": "flexgen.compatibility.sites",
     "TableCheck": "flexgen.compatibility.tables",
+    "Values": "flexgen.compatibility.values",
     "Violation": "flexgen.compatibility.violation",
     "bootstrap_test": "flexgen.compatibility.estimated",
     "check_tables": "flexgen.compatibility.tables",
+    "circulation": "flexgen.compatibility.network_circulation",
+    "closed_classes": "flexgen.compatibility.scan_laws",
+    "exact_blocks": "flexgen.compatibility.blocks",
+    "order_gaps": "flexgen.compatibility.orders",
     "rectangle_rank": "flexgen.compatibility.odds",
+    "rectangles": "flexgen.compatibility.network_rectangles",
     "refits_test": "flexgen.compatibility.estimated",
+    "scan_divergence": "flexgen.compatibility.scan_laws",
+    "stationary": "flexgen.compatibility.scan_laws",
     "wald_test": "flexgen.compatibility.estimated",
 }
 

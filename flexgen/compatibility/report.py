@@ -1,0 +1,271 @@
+"""What a diagnosis found, to be read by a person: a table, a data frame, pictures, one HTML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+from rich import box
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from flexgen.compatibility.effects import Cost, Effect, Estimate, Verdict
+
+__all__ = ["Report", "Summary"]
+
+MEANING = {
+    "rectangle gap": "log cross-ratio of two sites given the rest: p(i|j) against p(j|i)",
+    "derivative gap": "mixed derivative of log p(i|j) against that of log p(j|i), times both spreads",
+    "circulation": "p(i|C) p(j|C,i) against p(j|C) p(i|C,j), C random",
+    "circulation, interaction part": "the part of it that rectangles see (double-centred)",
+    "circulation, marginal part": "the rest: p(i|C) and p(j|C) against the two-site conditionals",
+    "order gap": "log p(row) by the chain rule in one order against another",
+    "block scan divergence": "laws of Gibbs scans over a few sites, their order changed: total variation",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """Effects of a diagnosis, with what they rest on.
+
+    Args:
+        effects: what was measured, by name.
+        names: of the sites.
+        model: what was examined, in a word or two.
+        num_data: rows of the data given; how many were used, each effect says.
+        margin: of equivalence, in nats, or None.
+        level: nominal coverage of the intervals.
+        assumptions: sentences about what was looked at and how.
+        caveats: sentences about what the result cannot tell.
+        cost: of everything.
+        figures_of: further parts of the pictures: the two directions' log cross-ratios ``[M, 2]``, for example.
+        others: further results by title (two-sample tests of scans, score asymmetry, impact): frozen dataclasses or
+            effects, shown below the table; see `with_result`.
+
+    In a notebook it shows itself; in a terminal ``print(report)`` does.
+    """
+
+    effects: Mapping[str, Effect]
+    names: tuple[str, ...]
+    model: str = "model"
+    num_data: int = 0
+    margin: float | None = None
+    level: float = 0.95
+    assumptions: tuple[str, ...] = ()
+    caveats: tuple[str, ...] = ()
+    cost: Cost = field(default_factory=Cost)
+    directions: Mapping[str, Any] = field(default_factory=dict)
+    others: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> Verdict:
+        """Of all effects together: refuted if any refutes; equivalent if all are within the margin.
+
+        The margin is in nats: effects in another unit do not decide about it.
+        """
+        verdicts = [self.verdict_of(name) for name in self.effects]
+        if "refuted" in verdicts:
+            return "refuted"
+        within = [v for name, v in zip(self.effects, verdicts, strict=True) if self.effects[name].unit == "nats"]
+        return "equivalent within margin" if within and set(within) == {"equivalent within margin"} else "not refuted"
+
+    def verdict_of(self, name: str) -> Verdict:
+        effect = self.effects[name]
+        return effect.verdict(self.margin if effect.unit == "nats" else None, level=self.level)
+
+    def with_result(self, title: str, result: Any) -> Report:
+        """The report with a further result under a title of its own."""
+        if isinstance(result, Effect):
+            return dataclasses.replace(self, effects={**self.effects, title: result}, cost=self.cost + result.cost)
+        return dataclasses.replace(self, others={**self.others, title: result})
+
+    def summary(self) -> Summary:
+        """A table with a row for every effect, and what it means in words."""
+        return Summary(self)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """A row for every effect: estimates, intervals, floor, sample sizes, cost, verdict."""
+        rows = []
+        for name, effect in self.effects.items():
+            row: dict[str, Any] = {"effect": name, "unit": effect.unit}
+            for how in ("weighted", "uniform"):
+                estimate: Estimate = getattr(effect, how)(level=self.level)
+                row |= {how: estimate.value, f"{how}_low": estimate.low, f"{how}_high": estimate.high}
+                row[f"{how}_floor"] = estimate.floor
+            row |= {
+                "share_above_floor": effect.share_above_floor,
+                "num_infinite": effect.num_infinite,
+                "num_values": len(effect),
+                "num_rows": effect.num_rows,
+                "forwards": effect.cost.forwards,
+                "seconds": effect.cost.seconds,
+                "verdict": self.verdict_of(name),
+            }
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def pairs(self, effect: str = "rectangle gap") -> pd.DataFrame:
+        """The effect of every pair (or group) of sites, by name, largest first."""
+        frame = self.effects[effect].by_sites()
+        for column in [c for c in frame if str(c).startswith("site_")]:
+            frame[column] = [self.names[site] for site in frame[column]]
+        return frame.sort_values("weighted", ascending=False, ignore_index=True)
+
+    def plot(self) -> Figure:
+        """Pair heat map, the two directions against each other, order gaps, scans: what there is of them."""
+        from flexgen.compatibility.report_plots import plot_report  # matplotlib is slow to import
+
+        return plot_report(self)
+
+    def to_html(self, path: str | Path) -> Path:
+        """One self-contained file: the table, the pictures, the assumptions. Returns its path."""
+        from flexgen.compatibility.report_html import write_html
+
+        return write_html(self, Path(path))
+
+    def __rich__(self) -> Group:
+        return self.summary().__rich__()
+
+    def _repr_html_(self) -> str:
+        return self.summary()._repr_html_()
+
+    def __repr__(self) -> str:
+        return repr(self.summary())
+
+
+class Summary:
+    """The report as a table: rich in a terminal, HTML in a notebook, text where it is printed."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+
+    def headline(self) -> str:
+        """The result in a sentence or two."""
+        report = self.report
+        effects = [e for e in report.effects.values() if e.unit == "nats" and len(e)]
+        if not effects:
+            return "Nothing could be measured."
+        first = effects[0]
+        name = next(iter(n for n, e in report.effects.items() if e is first))
+        estimate = first.weighted(level=report.level)
+        size = f"mean {name} {number(estimate.value)} nats ({interval(estimate)})"
+        match report.verdict:
+            case "refuted":
+                return f"Compatibility is refuted: no joint has these conditionals; {size}."
+            case "equivalent within margin":
+                return f"Every effect is below the margin of {report.margin:g} nats; {size}."
+        return (
+            f"Compatibility is not refuted by {first.num_rows} data rows; {size}. Samples can refute, never prove it."
+        )
+
+    def table_rows(self) -> list[tuple[str, ...]]:
+        report = self.report
+        rows: list[tuple[str, ...]] = []
+        for name, effect in report.effects.items():
+            weighted, uniform = effect.weighted(level=report.level), effect.uniform(level=report.level)
+            unit = "" if effect.unit == "nats" else f" [{effect.unit}]"
+            rows.append(
+                (
+                    name + unit,
+                    f"{number(weighted.value)} ({interval(weighted)})",
+                    f"{number(uniform.value)} ({interval(uniform)})",
+                    number(weighted.floor),
+                    f"{100 * effect.share_above_floor:.0f} %",
+                    f"{len(effect):,} / {effect.num_rows}",
+                    f"{effect.cost.forwards:,}",
+                    report.verdict_of(name),
+                )
+            )
+        return rows
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        level = f"{100 * self.report.level:g} %"
+        return (
+            "mean |effect|, nats",
+            f"by probability ({level})",
+            f"uniform ({level})",
+            "floor",
+            "above",
+            "values / rows",
+            "forwards",
+            "verdict",
+        )
+
+    def __rich__(self) -> Group:
+        report = self.report
+        table = Table(box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+        for k, column in enumerate(self.columns):
+            table.add_column(column, justify="left" if k in (0, 7) else "right", overflow="fold")
+        for row in self.table_rows():
+            table.add_row(*row, style=_STYLE.get(row[-1]))
+        parts: list[Any] = [Text(f"Compatibility of {report.model}", style="bold"), Text(self.headline()), table]
+        for title, result in report.others.items():
+            parts.append(Text(f"{title}: {told(result)}"))
+        parts.append(Text("\n".join(f"· {line}" for line in self.words()), style="dim"))
+        return Group(*parts)
+
+    def words(self) -> list[str]:
+        """Assumptions, sample sizes, cost and caveats, a sentence each."""
+        report = self.report
+        cost = f"{report.cost.forwards:,} rows through the network in {report.cost.batches:,} batches"
+        return [*report.assumptions, f"Cost: {cost}, {report.cost.seconds:.1f} s.", *report.caveats]
+
+    def _repr_html_(self) -> str:
+        from flexgen.compatibility.report_html import summary_html
+
+        return summary_html(self)
+
+    def __repr__(self) -> str:
+        console = Console(width=132, no_color=True, force_terminal=False, legacy_windows=False)
+        with console.capture() as captured:
+            console.print(self)
+        return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+_STYLE = {"refuted": "red", "equivalent within margin": "green"}
+
+
+def number(value: float) -> str:
+    """Three significant digits; tiny ones as powers of ten."""
+    if not math.isfinite(value):
+        return "–" if math.isnan(value) else "∞"
+    if value == 0 or 1e-3 <= abs(value) < 1e4:
+        return f"{value:.3g}"
+    return f"{value:.1e}"
+
+
+def interval(estimate: Estimate) -> str:
+    return f"{number(estimate.low)} to {number(estimate.high)}"
+
+
+def told(result: Any) -> str:
+    """A result of another part in a line: its numbers by name."""
+    if not dataclasses.is_dataclass(result):
+        return str(result)
+    numbers = []
+    for part in dataclasses.fields(result):
+        value = getattr(result, part.name)
+        if isinstance(value, bool | int | str):
+            numbers.append(f"{part.name.replace('_', ' ')} {value}")
+        elif isinstance(value, float):
+            numbers.append(f"{part.name.replace('_', ' ')} {number(value)}")
+        elif isinstance(value, Estimate):
+            numbers.append(f"{part.name.replace('_', ' ')} {number(value.value)} ({interval(value)})")
+    return ", ".join(numbers)
+
+
+def escaped(text: str) -> str:
+    return html.escape(text)
+
+
+def paragraphs(lines: Sequence[str]) -> str:
+    return "".join(f"<li>{escaped(line)}</li>" for line in lines)

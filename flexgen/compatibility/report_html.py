@@ -1,0 +1,83 @@
+"""A report as HTML: a fragment for notebooks, and one file that needs nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flexgen.compatibility.report import MEANING, told
+from flexgen.errors import FlexgenError
+
+if TYPE_CHECKING:
+    from flexgen.compatibility.report import Report, Summary
+
+__all__ = ["summary_html", "write_html"]
+
+_COLOUR = {"refuted": "#b3261e", "equivalent within margin": "#1b7f4b", "not refuted": "inherit"}
+
+
+def summary_html(summary: Summary) -> str:
+    """The table and its words, styled in place (notebooks strip style sheets)."""
+    report = summary.report
+    cell = "padding:.25em .8em .25em 0;border:0;vertical-align:top;"
+    head = "".join(
+        f'<th style="{cell}text-align:{_side(k)};border-bottom:1px solid currentColor">{escape(column)}</th>'
+        for k, column in enumerate(summary.columns)
+    )
+    body = ""
+    for name, row in zip(report.effects, summary.table_rows(), strict=True):
+        meaning = f'<br><small style="opacity:.7">{escape(MEANING.get(name, ""))}</small>' if name in MEANING else ""
+        cells = "".join(
+            f'<td style="{cell}text-align:{_side(k)};{_tint(text)}">{escape(text)}{meaning if k == 0 else ""}</td>'
+            for k, text in enumerate(row)
+        )
+        body += f"<tr>{cells}</tr>"
+    others = "".join(f"<p><b>{escape(t)}</b>: {escape(told(r))}</p>" for t, r in report.others.items())
+    words = "".join(f"<li>{escape(line)}</li>" for line in summary.words())
+    return (
+        f"<div><p><b>Compatibility of {escape(report.model)}.</b> {escape(summary.headline())}</p>"
+        f'<table style="border-collapse:collapse;font-size:.95em"><thead><tr>{head}</tr></thead><tbody>{body}</tbody>'
+        f'</table>{others}<ul style="opacity:.8;font-size:.9em">{words}</ul></div>'
+    )
+
+
+def write_html(report: Report, path: Path) -> Path:
+    """The whole report in one file."""
+    if path.is_dir():
+        raise FlexgenError("path", f"{str(path)!r} is a folder", "Name a file, such as report.html.")
+    picture = io.BytesIO()
+    report.plot().savefig(picture, format="png", dpi=160)
+    encoded = base64.b64encode(picture.getvalue()).decode()
+    title = f"Compatibility of {escape(report.model)}"
+    path.write_text(
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><style>'
+        "body{font:16px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;color:#222}"
+        "img{max-width:100%}table{font-variant-numeric:tabular-nums}div{overflow-x:auto}</style></head><body>"
+        f"<h1>{title}</h1>{summary_html(report.summary())}"
+        f'<img alt="Pictures of the report" src="data:image/png;base64,{encoded}">'
+        f"{_largest(report)}</body></html>\n",
+        encoding="utf-8",
+    )
+    return path
+
+
+def _largest(report: Report) -> str:
+    """The pairs that disagree most."""
+    if "rectangle gap" not in report.effects:
+        return ""
+    frame = report.pairs().head(12)
+    rows = frame[["site_0", "site_1", "weighted", "uniform", "largest", "floor", "num_values"]]
+    table = rows.to_html(index=False, border=0, float_format=lambda v: f"{v:.3g}")
+    return f"<h2>Pairs with the largest gaps</h2>{table}"
+
+
+def _side(column: int) -> str:
+    return "left" if column in (0, 7) else "right"
+
+
+def _tint(text: str) -> str:
+    return f"color:{_COLOUR[text]};font-weight:600" if text in _COLOUR and text != "not refuted" else ""

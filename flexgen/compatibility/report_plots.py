@@ -1,0 +1,121 @@
+"""Pictures of a report: which pairs disagree, how the two directions compare, how much orders and scans matter."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from flexgen.plots import REAL, SAMPLED
+
+if TYPE_CHECKING:
+    from flexgen.compatibility.effects import Effect
+    from flexgen.compatibility.report import Report
+
+__all__ = ["plot_report"]
+
+_MOST_NAMES = 24
+_MOST_POINTS = 4000
+
+
+def plot_report(report: Report) -> Figure:
+    """The panels for which there is something to show, two a row."""
+    panels = []
+    if "rectangle gap" in report.effects:
+        panels.append(_heat_map)
+    if len(report.directions.get("forward", ())):
+        panels.append(_directions)
+    if "order gap" in report.effects:
+        panels.append(_order_gaps)
+    if "block scan divergence" in report.effects:
+        panels.append(_scans)
+    columns = min(len(panels), 2) or 1
+    lines = math.ceil(len(panels) / 2) or 1
+    figure = Figure(figsize=(5.2 * columns, 4.3 * lines + 0.4), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    for ax, panel in zip(axes, panels, strict=False):
+        panel(ax, report)
+    for ax in axes[len(panels) :]:
+        ax.set_visible(False)
+    figure.suptitle(f"{report.model}: {report.verdict}", fontsize=12, x=0.01, ha="left")
+    return figure
+
+
+def _heat_map(ax: Axes, report: Report) -> None:
+    """Mean gap of every pair of sites; sites that were never paired are left out."""
+    frame = report.effects["rectangle gap"].by_sites()
+    sites = np.unique(frame[["site_0", "site_1"]].to_numpy())
+    place = {site: k for k, site in enumerate(sites)}
+    table = np.full((len(sites), len(sites)), np.nan)
+    for i, j, value in frame[["site_0", "site_1", "weighted"]].itertuples(index=False):
+        table[place[i], place[j]] = table[place[j], place[i]] = value
+    shown = ax.imshow(table, cmap="magma_r", vmin=0.0)
+    ax.set_facecolor("#eeeeee")
+    bar = ax.figure.colorbar(shown, ax=ax, shrink=0.85)
+    bar.ax.tick_params(labelsize=7)
+    bar.set_label("mean |gap|, nats", fontsize=8)
+    if len(sites) <= _MOST_NAMES:
+        names = [_short(report.names[site]) for site in sites]
+        ax.set_xticks(range(len(sites)), names, rotation=90, fontsize=7)
+        ax.set_yticks(range(len(sites)), names, fontsize=7)
+    else:
+        ax.tick_params(labelsize=7)
+        ax.set_xlabel("site", fontsize=8)
+    ax.set_title("interaction gap of pairs, by probability", fontsize=9, loc="left")
+
+
+def _directions(ax: Axes, report: Report) -> None:
+    """Each rectangle's log cross-ratio from the one direction against that from the other."""
+    one, other = (np.asarray(report.directions[name]) for name in ("forward", "backward"))
+    finite = np.isfinite(one) & np.isfinite(other)
+    one, other = one[finite], other[finite]
+    if len(one) > _MOST_POINTS:
+        chosen = np.random.default_rng(0).choice(len(one), _MOST_POINTS, replace=False)
+        one, other = one[chosen], other[chosen]
+    both = np.concatenate([one, other])
+    reach = 1.05 * float(np.percentile(np.abs(both), 99.5)) if len(both) else 1.0
+    reach = reach or 1.0
+    ax.plot([-reach, reach], [-reach, reach], color="#999999", lw=1, zorder=0)
+    ax.plot(one, other, ".", color=SAMPLED, ms=3, alpha=0.3, mew=0, rasterized=True)
+    ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+    ax.set_xlabel("log cross-ratio from p(i | j), nats", fontsize=8)
+    ax.set_ylabel("log cross-ratio from p(j | i), nats", fontsize=8)
+    ax.tick_params(labelsize=7)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.set_title("the two directions; a joint puts all on the line", fontsize=9, loc="left")
+
+
+def _order_gaps(ax: Axes, report: Report) -> None:
+    effect = report.effects["order gap"]
+    _histogram(ax, effect, report)
+    ax.set_xlabel("|log p by one order - by another|, nats a row", fontsize=8)
+    ax.set_title("order gap of the chain rule", fontsize=9, loc="left")
+
+
+def _scans(ax: Axes, report: Report) -> None:
+    effect = report.effects["block scan divergence"]
+    _histogram(ax, effect, report)
+    ax.set_xlabel("total variation between laws of two scan orders", fontsize=8)
+    ax.set_title("do Gibbs scans of a block agree?", fontsize=9, loc="left")
+
+
+def _histogram(ax: Axes, effect: Effect, report: Report) -> None:
+    sizes = effect.values[effect.values.isfinite()].abs().numpy()
+    top = float(np.percentile(sizes, 99)) if len(sizes) else 1.0
+    ax.hist(sizes.clip(max=top), bins=np.linspace(0, top or 1.0, 31).tolist(), color=REAL, alpha=0.4)
+    estimate = effect.weighted(level=report.level)
+    ax.axvline(estimate.value, color=SAMPLED, lw=1.5, label="mean, with its interval")
+    ax.axvspan(estimate.low, estimate.high, color=SAMPLED, alpha=0.2, lw=0)
+    if estimate.floor > 0.003 * top:
+        ax.axvline(estimate.floor, color="#3a7ca5", lw=1.2, ls="--", label="floor of rounding")
+    ax.legend(frameon=False, fontsize=7)
+    ax.set_ylabel("blocks" if effect.unit != "nats" else "pairs of orders", fontsize=8)
+    ax.tick_params(labelsize=7)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _short(text: str, most: int = 14) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
