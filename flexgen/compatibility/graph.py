@@ -29,17 +29,19 @@ def line_numbers(shape: Sequence[int], target: Sequence[int]) -> tuple[Ints, int
     """The line of every state when the sites `target` are updated, int64 ``[S]``, and the number of lines."""
     context = [1 if site in target else size for site, size in enumerate(shape)]
     num_lines = math.prod(context)
-    return np.broadcast_to(np.arange(num_lines).reshape(context), tuple(shape)).flatten(), num_lines
+    line: Ints = np.broadcast_to(np.arange(num_lines).reshape(context), tuple(shape)).flatten()
+    return line, num_lines
 
 
 def closed_components(num_nodes: int, source: Ints, sink: Ints) -> Ints:
     """For each node the number of its strongly connected component if no edge leaves that component, else -1."""
     edges = csr_matrix((np.ones(len(source), dtype=np.int8), (source, sink)), shape=(num_nodes, num_nodes))
     num_components, label = connected_components(edges, directed=True, connection="strong")
+    label = np.asarray(label)
     closed = np.ones(num_components, dtype=bool)
     closed[label[source[label[source] != label[sink]]]] = False
-    number: Ints = np.where(closed, np.cumsum(closed) - 1, -1)
-    return number[label]
+    number = np.where(closed, np.cumsum(closed) - 1, -1)
+    return np.asarray(number[label])
 
 
 def spanning_forest(num_nodes: int, one: Ints, other: Ints, roots: Ints) -> Ints:

@@ -1,0 +1,235 @@
+"""The laws that Gibbs sampling converges to, scan by scan, without Monte Carlo.
+
+Where conditionals have a joint, every scan that updates all sites leaves it invariant. Where they have none, sampling
+still converges, to the *pseudo-Gibbs* law of its scan, and scans differ (Heckerman et al., Dependency Networks, JMLR
+2000). For two sites the random scan's law is the average of both orders' laws; for more it is not. For every law p
+
+    Σ_i E_p KL(p_i || π_i)  <=  Σ_i E_p KL(p_i || q_i),        π the random scan's law, q the conditionals
+
+(Takabatake & Akaho, arXiv 2604.01117): no unary loss of the random scan's law is worse than that of the conditionals.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator, gmres
+from torch import Tensor
+
+from flexgen.checks import whole_number
+from flexgen.compatibility.family import MAX_STATES, ConditionalFamily
+from flexgen.compatibility.graph import Floats, closed_components, line_numbers
+from flexgen.errors import FlexgenError
+from flexgen.exact import kernels
+from flexgen.exact.kernels import Block, HasBlockTables
+
+__all__ = ["Scan", "ScanDivergence", "closed_classes", "scan_divergence", "stationary"]
+
+Scan: TypeAlias = Literal["random"] | Iterable[Block] | Mapping[tuple[Block, ...], float]
+
+_DENSE_ENTRIES = 1 << 18  # a class of up to 512 states is eliminated state by state, accurate in every entry
+_WARM_UP, _KRYLOV, _RESTARTS, _SMOOTHING = 20, 80, 25, 20
+
+
+def stationary(
+    tables: HasBlockTables, scan: Scan = "random", *, closed_class: int | None = None, tolerance: float = 1e-12
+) -> Tensor:
+    """The stationary law of a scan, float64 ``[V_0, .., V_{N-1}]``.
+
+    Args:
+        tables: `fg.exact.ConditionalTables`, a `ConditionalFamily` or a `fg.exact.JointTable`; at most 2^16 states.
+        scan: ``"random"``: each step updates a site (a family: the target of one of its conditionals) chosen evenly.
+            An order such as ``(0, 1, 2)`` or ``((0, 2), 1)``: the law at the end of a sweep that updates x_0, then x_1,
+            then x_2. A mixture ``{(0, 1, 2): 0.5, (2, 1, 0): 0.5}``: each sweep takes an order with its probability.
+        closed_class: which of several closed classes (numbered as in `closed_classes`) the chain runs in.
+        tolerance: the result is checked: the total variation of πK against π must not exceed it.
+
+    Raises:
+        FlexgenError: more than 2^16 states; a chain with several closed classes, each with its own law, where none was
+            chosen; no convergence.
+
+    Classes of up to 512 states are eliminated state by state without subtractions (Grassmann, Taksar & Heyman 1985), so
+    even tiny probabilities are accurate relative to their size. Larger ones are solved by GMRES on π(I - K) = 0; K is
+    never formed, and each product costs O(N S). Its error is of the size of the residual over 1 - |λ_2|. Transient
+    states get exactly zero.
+    """
+    chain = _Chain(tables, scan)
+    members = chain.members(closed_class)
+    size = len(members)
+    if size * max(size, chain.num_states // 16) <= _DENSE_ENTRIES:
+        points = torch.zeros(size, chain.num_states, dtype=torch.float64)
+        points[torch.arange(size), torch.from_numpy(members)] = 1.0
+        rows = chain.move(points.view(size, *chain.shape)).view(size, -1)[:, torch.from_numpy(members)]
+        law = torch.zeros(chain.num_states, dtype=torch.float64)
+        law[torch.from_numpy(members)] = kernels.stationary(rows / rows.sum(-1, keepdim=True), tolerance=tolerance)
+        return law.view(chain.shape)
+    return _krylov(chain, members, tolerance)
+
+
+def closed_classes(tables: HasBlockTables, scan: Scan = "random") -> Tensor:
+    """The closed classes of a scan's chain, int64 ``[V_0, .., V_{N-1}]``: 0, 1, .., and -1 at transient states.
+
+    Each class has a stationary law of its own, and the chain ends up in one of them.
+    """
+    chain = _Chain(tables, scan)
+    return torch.from_numpy(chain.classes()).view(chain.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class ScanDivergence:
+    """How far the laws of two scans lie apart.
+
+    Args:
+        tv: total variation, 0 to 1: the largest difference that any event's probability makes.
+        kl: KL(first || second), nats; infinite where only the first law has mass.
+        kl_reverse: KL(second || first), nats.
+        first, second: the laws, ``[V_0, .., V_{N-1}]``.
+    """
+
+    tv: float
+    kl: float
+    kl_reverse: float
+    first: Tensor
+    second: Tensor
+
+    def __str__(self) -> str:
+        return f"total variation {self.tv:.6g}; KL {self.kl:.6g} nats, reversed {self.kl_reverse:.6g} nats"
+
+
+def scan_divergence(tables: HasBlockTables, first: Scan, second: Scan) -> ScanDivergence:
+    """Total variation and KL divergences between the stationary laws of two scans; arguments as in `stationary`."""
+    one, two = stationary(tables, first), stationary(tables, second)
+    return ScanDivergence(0.5 * float((one - two).abs().sum()), _kl(one, two), _kl(two, one), one, two)
+
+
+def _kl(p: Tensor, q: Tensor) -> float:
+    """KL(p || q) in nats."""
+    p, q = p[p > 0], q[p > 0]
+    # p log(p/q) - p + q is non-negative term by term: no cancellation where p is near q.
+    return float((torch.special.xlogy(p, p / q) - p + q).sum().clamp_min(0.0) + (1 - q.sum()).clamp_min(0.0))
+
+
+class _Chain:
+    """A scan as a mixture of orders of blocks, and how it moves laws."""
+
+    def __init__(self, tables: HasBlockTables, scan: Scan) -> None:
+        self.tables, self.shape = tables, tuple(tables.shape)
+        self.num_states = math.prod(self.shape)
+        if self.num_states > MAX_STATES:
+            raise FlexgenError(
+                "tables",
+                f"have {self.num_states} states, but exact laws take at most {MAX_STATES} (2^16)",
+                "Take blocks of fewer sites, or compare draws of different scans.",
+            )
+        self.orders = _orders(tables, scan)  # (weight, order)
+
+    def move(self, law: Tensor) -> Tensor:
+        """The law after one sweep (or one step of a random scan)."""
+        moved = torch.zeros((), dtype=torch.float64)
+        for weight, order in self.orders:
+            moved = moved + weight * kernels.sweep(law, self.tables, order)
+        return moved
+
+    def classes(self) -> np.ndarray:
+        """The closed class of every state, int64 ``[S]``, -1 where it is transient."""
+        blocks = {block for _, order in self.orders for block in order}
+        tables = {block: self.tables.block_table(block) for block in blocks}
+        updated = {site for block in blocks for site in block}
+        if len(updated) == len(self.shape) and all(bool((table > 0).all()) for table in tables.values()):
+            return np.zeros(self.num_states, dtype=np.int64)
+        # Nodes: the states between sweeps, then for every update its lines and the states that it leads to.
+        states, num_nodes = np.arange(self.num_states), self.num_states
+        sources, sinks = [], []
+        for _, order in self.orders:
+            now = 0  # where the states before this update begin
+            for k, block in enumerate(order):
+                line, num_lines = line_numbers(self.shape, block)
+                then = 0 if k == len(order) - 1 else num_nodes + num_lines
+                positive = (tables[block] > 0).expand(self.shape).numpy().reshape(-1)
+                sources += [now + states, (num_nodes + line)[positive]]
+                sinks += [num_nodes + line, then + states[positive]]
+                num_nodes += num_lines + (self.num_states if then else 0)
+                now = then
+        label = closed_components(num_nodes, np.concatenate(sources), np.concatenate(sinks))[: self.num_states]
+        number = np.unique(label[label >= 0], return_inverse=True)[1]
+        label[label >= 0] = number
+        return label
+
+    def members(self, closed_class: int | None) -> np.ndarray:
+        """The states, ascending, of the closed class that is asked for."""
+        label = self.classes()
+        count = int(label.max()) + 1
+        if closed_class is None and count > 1:
+            updated = {site for _, order in self.orders for block in order for site in block}
+            still = [site for site in range(len(self.shape)) if site not in updated]
+            starts = [tuple(map(int, np.unravel_index(int((label == k).argmax()), self.shape))) for k in range(2)]
+            reason = f"site {still[0]} is never updated" if still else f"{starts[0]} never leads to {starts[1]}"
+            raise FlexgenError(
+                "scan",
+                f"gives a reducible chain of {count} closed classes of states ({reason}), each with its own law",
+                f"Choose one by closed_class=0 to {count - 1}; closed_classes(tables, scan) shows them.",
+            )
+        chosen = whole_number("closed_class", 0 if closed_class is None else closed_class, 0)
+        if chosen >= count:
+            raise FlexgenError("closed_class", f"is {chosen}", f"This chain has classes 0 to {count - 1}.")
+        return np.flatnonzero(label == chosen)
+
+
+def _krylov(chain: _Chain, members: np.ndarray, tolerance: float) -> Tensor:
+    """π(I - K) = 0 with Σ π = 1, by restarted GMRES on the states of one closed class."""
+    start = torch.zeros(chain.num_states, dtype=torch.float64)
+    start[torch.from_numpy(members)] = 1 / len(members)
+    law = start.view(chain.shape)
+    for _ in range(_WARM_UP):
+        law = chain.move(law)
+
+    def moved(vector: Floats) -> Floats:
+        return np.asarray(chain.move(torch.from_numpy(vector).view(chain.shape)).flatten())
+
+    def balance(vector: Floats) -> Floats:  # π - πK + (Σ π) law: singular no more, and solved by Σ π = 1
+        vector = vector.reshape(-1)
+        return vector - moved(vector) + float(vector.sum()) * right
+
+    right = law.flatten().numpy()
+    operator = LinearOperator((chain.num_states,) * 2, matvec=balance, dtype=np.float64)
+    solution = right
+    for _ in range(_RESTARTS):
+        solution, _ = gmres(operator, right, x0=solution, rtol=1e-15, atol=1e-15, restart=_KRYLOV, maxiter=1)
+        law = torch.from_numpy(solution).clamp_min(0.0).view(chain.shape)
+        for _ in range(_SMOOTHING):  # entries below the solver's accuracy come right by moving the law along
+            law = chain.move(law)
+        law = law / law.sum()
+        error = 0.5 * float((chain.move(law) - law).abs().sum())
+        if error <= tolerance:
+            return law
+        solution = law.flatten().numpy()
+    raise FlexgenError(
+        "tables",
+        f"mix too slowly under this scan: πK is {error:.3g} from π in total variation, above {tolerance:.3g}",
+        "Raise the tolerance, or update sites that hang together as one block.",
+    )
+
+
+def _orders(tables: HasBlockTables, scan: Scan) -> list[tuple[float, tuple[tuple[int, ...], ...]]]:
+    """A scan as orders with weights that sum to one."""
+    num_sites = len(tables.shape)
+    if isinstance(scan, str):
+        if scan != "random":
+            raise FlexgenError("scan", f"is {scan!r}", "Say 'random', an order such as (0, 1, 2), or a mixture.")
+        blocks: Sequence[Block] = tables.blocks if isinstance(tables, ConditionalFamily) else range(num_sites)
+        weighted: dict[tuple[Block, ...], float] = {(block,): 1 / len(blocks) for block in blocks}
+    elif isinstance(scan, Mapping):
+        weighted = dict(scan)
+    else:
+        weighted = {tuple(scan): 1.0}
+    weights = list(weighted.values())
+    if not weights or min(weights) < 0 or abs(sum(weights) - 1) > 1e-9:
+        raise FlexgenError("scan", f"has weights {weights}", "Give every order a probability; they sum to 1.")
+    if not all(weighted):
+        raise FlexgenError("scan", "holds an empty order", "Name the sites that a sweep updates, in order.")
+    return [(w, tuple(kernels.as_block(block, num_sites) for block in order)) for order, w in weighted.items() if w]
