@@ -109,6 +109,12 @@ def _table(seed: int = 8) -> TableConditional:
     return conditional
 
 
+def _masked_language_model() -> Conditional:
+    from tests.adapters.tiny_mlm import tiny  # loads transformers, which takes seconds
+
+    return tiny(4)
+
+
 CASES = [
     Case("joint-table", lambda: exact.JointTable.random((2, 3, 2, 2), generator=generator(7))),
     Case("conditional-tables", _tables, queries="complete"),
@@ -116,4 +122,5 @@ CASES = [
     Case("gaussian-mixture", _mixture),
     # The network computes in float32.
     Case("table", _table, chain="stated", tolerance=1e-5, half_width=40.0),
+    Case("masked-language-model", _masked_language_model, chain="stated"),
 ]

@@ -47,7 +47,7 @@ class MaskedLanguageModel(MarginalConditional):
     Raises:
         FlexgenError: an alphabet or a length that the model cannot serve.
 
-    Answers are float64 logarithms of float32 logits. Entries at observed sites, and rows that ask for nothing, are 0.
+    Answers are float64 logarithms of float32 logits; rows that ask for nothing are not evaluated.
     Cost: one forward pass for every distinct row of a call, counted in `forwards`.
 
     >>> mlm = MaskedLanguageModel.from_pretrained("bert-base-cased", num_sites=12)  # doctest: +SKIP
@@ -277,19 +277,23 @@ class MaskedLanguageModel(MarginalConditional):
                 max_tokens=self.max_tokens,
                 count=self.forwards,
             )
-            log_probs = logits.double().log_softmax(-1)  # [P, K]
+            log_probs = self._placed(logits.double().log_softmax(-1), asking[row], site, len(x))
             if self.variable_length:
-                log_probs = nn.functional.pad(log_probs, (0, 1), value=-math.inf)
-            return CategoricalMarginals(self._placed(log_probs, asking[row], site, query))
+                absent = torch.where(query.observed, 0.0, -math.inf)[..., None].to(log_probs)
+                log_probs = torch.cat([log_probs, absent], -1)  # [B, N, K + 1]
+        return CategoricalMarginals(log_probs)
 
-    def _placed(self, log_probs: Tensor, row: Tensor, site: Tensor, query: Query) -> Tensor:
-        """Answers ``[P, K]`` where they belong, ``[B, N, K]``."""
-        (num_rows, num_sites), num_categories = query.target.shape, log_probs.shape[-1]
-        if len(row) <= num_rows and int(row.bincount(minlength=1).max() if len(row) else 0) <= 1:
-            # One answer a row, a complete conditional: shown at every site, which with large alphabets saves gigabytes.
-            each = log_probs.new_zeros(num_rows, num_categories).index_put((row,), log_probs)
-            return each[:, None].expand(-1, num_sites, -1)  # [B, K] -> [B, N, K]
-        return log_probs.new_zeros(num_rows, num_sites, num_categories).index_put((row, site), log_probs)
+    def _placed(self, log_probs: Tensor, row: Tensor, site: Tensor, num_rows: int) -> Tensor:
+        """Answers ``[P, K]``, ordered by row, where they belong, ``[B, N, K]``.
+
+        A row's other sites repeat its first answer. Where no row has a second, as with complete conditionals, nothing
+        is copied, which saves gigabytes with large alphabets.
+        """
+        count = row.bincount(minlength=num_rows)  # [B]
+        first = (count.cumsum(0) - count)[count > 0]
+        answers = log_probs.new_zeros(num_rows, log_probs.shape[-1]).index_put((row[first],), log_probs[first])
+        everywhere = answers[:, None].expand(-1, self.num_sites, -1)  # [B, K] -> [B, N, K]
+        return everywhere if len(first) == len(row) else everywhere.contiguous().index_put((row, site), log_probs)
 
     def _lengths(self, codes: Tensor) -> Tensor:
         """Sites within each row, int64 ``[B]``; absent ones must be its last."""
