@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -23,7 +24,7 @@ __all__ = ["MaskedLanguageModel", "import_transformers"]
 _UNLIMITED = 1 << 30  # transformers writes 1e30 where a tokenizer knows no limit
 
 
-class MaskedLanguageModel(MarginalConditional):
+class MaskedLanguageModel(nn.Module, MarginalConditional):
     """p(x_P | x_C) of token sequences by a masked language model: any ``AutoModelForMaskedLM``.
 
     A site is a token between the special tokens, x ``[B, N]`` its code in the alphabet. Observed sites keep their
@@ -64,16 +65,34 @@ class MaskedLanguageModel(MarginalConditional):
         max_tokens: int = 8192,
         differentiable: bool = False,
     ) -> None:
-        self._setup(
-            model,
-            tokenizer,
-            TokenAlphabet(tokenizer, alphabet),
-            ForwardCount(),
-            num_sites=num_sites,
-            variable_length=variable_length,
-            max_tokens=max_tokens,
-            differentiable=differentiable,
-        )
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.alphabet = TokenAlphabet(tokenizer, alphabet)
+        self.max_tokens = whole_number("max_tokens", max_tokens, 1)
+        self.differentiable = differentiable
+        self.forwards = ForwardCount()
+        self.training = False  # answers are those of evaluation mode, whatever the mode of the model itself
+        self._vocabulary_size = int(getattr(getattr(model, "config", None), "vocab_size", 0)) or len(tokenizer)
+        outside = [
+            token
+            for token, i in zip(self.alphabet.symbols, self.alphabet.ids, strict=True)
+            if i >= self._vocabulary_size
+        ]
+        if outside:
+            raise FlexgenError(
+                "alphabet",
+                f"holds {outside[0]!r}, for which the model has no logit (its vocabulary has {self._vocabulary_size})",
+                "Leave it out, or resize the model's embeddings and train them.",
+            )
+        self._resize(num_sites, variable_length)
+
+    def _resize(self, num_sites: int, variable_length: bool) -> None:
+        num_sites, most = whole_number("num_sites", num_sites, 1), self._most_sites()
+        if num_sites > most:
+            raise FlexgenError("num_sites", f"is {num_sites}", f"This model reads at most {most} tokens of a row.")
+        self.variable_length = variable_length
+        self._space = Space.categorical([len(self.alphabet) + variable_length] * num_sites)
 
     @classmethod
     def from_pretrained(
@@ -122,54 +141,10 @@ class MaskedLanguageModel(MarginalConditional):
             differentiable=differentiable,
         )
 
-    def _setup(
-        self,
-        model: nn.Module,
-        tokenizer: Any,
-        alphabet: TokenAlphabet,
-        forwards: ForwardCount,
-        *,
-        num_sites: int,
-        variable_length: bool,
-        max_tokens: int,
-        differentiable: bool,
-    ) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-        self.alphabet = alphabet
-        self.forwards = forwards
-        self.variable_length = variable_length
-        self.max_tokens = whole_number("max_tokens", max_tokens, 1)
-        self.differentiable = differentiable
-        num_sites = whole_number("num_sites", num_sites, 1)
-        most = self._most_sites()
-        if num_sites > most:
-            raise FlexgenError("num_sites", f"is {num_sites}", f"This model reads at most {most} tokens of a row.")
-        self._vocabulary_size = int(getattr(getattr(model, "config", None), "vocab_size", 0)) or len(tokenizer)
-        outside = [
-            symbol for symbol, i in zip(alphabet.symbols, alphabet.ids, strict=True) if i >= self._vocabulary_size
-        ]
-        if outside:
-            raise FlexgenError(
-                "alphabet",
-                f"holds {outside[0]!r}, for which the model has no logit (its vocabulary has {self._vocabulary_size})",
-                "Leave it out, or resize the model's embeddings and train them.",
-            )
-        self._space = Space.categorical([len(alphabet) + variable_length] * num_sites)
-
     def resized(self, num_sites: int, *, variable_length: bool = False) -> MaskedLanguageModel:
         """The same network for rows of another length; `forwards` is shared."""
-        other = object.__new__(type(self))
-        other._setup(
-            self.model,
-            self.tokenizer,
-            self.alphabet,
-            self.forwards,
-            num_sites=num_sites,
-            variable_length=variable_length,
-            max_tokens=self.max_tokens,
-            differentiable=self.differentiable,
-        )
+        other = copy.copy(self)
+        other._resize(num_sites, variable_length)
         return other
 
     def sized_for(self, texts: Sequence[str]) -> MaskedLanguageModel:
@@ -193,11 +168,6 @@ class MaskedLanguageModel(MarginalConditional):
             problem = f"is of a model whose rows all have {self.num_sites} tokens"
             raise FlexgenError("absent_code", problem, "Say variable_length=True.")
         return len(self.alphabet)
-
-    def to(self, device: torch.device | str) -> MaskedLanguageModel:
-        """Moves the network, in place."""
-        self.model.to(device)
-        return self
 
     # Strings.
 

@@ -219,6 +219,19 @@ def test_draws_of_a_row_do_not_depend_on_the_rows_beside_it() -> None:
     assert torch.equal(whole[~query.target], x[~query.target])
 
 
+def test_it_is_a_module_that_can_be_copied_and_moved() -> None:
+    mlm = tiny(4)
+    assert not mlm.training
+    assert [id(weight) for weight in mlm.parameters()] == [id(weight) for weight in network().parameters()]
+    other = copy.deepcopy(mlm).to(torch.float32)
+    x, observed = rows([4] * 6)
+    query = Query.rest(observed)
+    found, expected = (model.marginals(x, query).log_probs for model in (other, mlm))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    assert not torch.equal(found, expected)
+    assert next(mlm.parameters()).dtype == torch.float64
+
+
 def test_floats_hold_codes_as_well() -> None:
     mlm = tiny(4)
     x, observed = rows([4] * 6)
