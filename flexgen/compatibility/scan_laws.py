@@ -32,7 +32,7 @@ __all__ = ["Scan", "ScanDivergence", "closed_classes", "scan_divergence", "stati
 
 Scan: TypeAlias = Literal["random"] | Iterable[Block] | Mapping[tuple[Block, ...], float]
 
-_DENSE_ENTRIES = 1 << 18  # a class of up to 512 states is eliminated state by state, accurate in every entry
+_DENSE_ENTRIES = 1 << 16  # a class of up to 256 states is eliminated state by state, accurate in every entry
 _WARM_UP, _KRYLOV, _RESTARTS, _SMOOTHING = 20, 80, 25, 20
 
 
@@ -53,7 +53,7 @@ def stationary(
         FlexgenError: more than 2^16 states; a chain with several closed classes, each with its own law, where none was
             chosen; no convergence.
 
-    Classes of up to 512 states are eliminated state by state without subtractions (Grassmann, Taksar & Heyman 1985), so
+    Classes of up to 256 states are eliminated state by state without subtractions (Grassmann, Taksar & Heyman 1985), so
     even tiny probabilities are accurate relative to their size. Larger ones are solved by GMRES on π(I - K) = 0; K is
     never formed, and each product costs O(N S). Its error is of the size of the residual over 1 - |λ_2|. Transient
     states get exactly zero.
@@ -197,9 +197,9 @@ def _krylov(chain: _Chain, members: np.ndarray, tolerance: float) -> Tensor:
 
     right = law.flatten().numpy()
     operator = LinearOperator((chain.num_states,) * 2, matvec=balance, dtype=np.float64)
-    solution = right
+    solution, accuracy = right, 0.1 * tolerance / math.sqrt(chain.num_states)  # |v|_1 <= sqrt(S) |v|_2
     for _ in range(_RESTARTS):
-        solution, _ = gmres(operator, right, x0=solution, rtol=1e-15, atol=1e-15, restart=_KRYLOV, maxiter=1)
+        solution, _ = gmres(operator, right, x0=solution, rtol=0.0, atol=accuracy, restart=_KRYLOV, maxiter=1)
         law = torch.from_numpy(solution).clamp_min(0.0).view(chain.shape)
         for _ in range(_SMOOTHING):  # entries below the solver's accuracy come right by moving the law along
             law = chain.move(law)
