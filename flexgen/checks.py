@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import operator
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from flexgen.errors import CheckpointError, FlexgenError
+from flexgen.errors import CheckpointError, ConfigError, FlexgenError
 from flexgen.rng import Randomness, Streams
 
-__all__ = ["did_you_mean", "folder_path", "kind_of", "randomness", "whole_number"]
+__all__ = ["did_you_mean", "folder_path", "kind_of", "randomness", "renamed", "usable_device", "whole_number"]
 
 
 def whole_number(argument: str, value: Any, least: int, error: type[FlexgenError] = FlexgenError) -> int:
@@ -49,6 +50,32 @@ def folder_path(argument: str, value: Any) -> Path:
             place = "is" if path == folder else f"is below {str(path)!r}, which is"
             raise CheckpointError(argument, f"{str(folder)!r} {place} a file", "Name a folder.")
     return folder
+
+
+def usable_device(argument: str, value: torch.device | str) -> torch.device:
+    """`value` as a device that this machine has."""
+    fix = "Pass 'cpu', 'cuda', 'cuda:1' or 'mps', one that is there."
+    try:
+        device = torch.device(value)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(argument, f"is {value!r}, which is no device", fix) from error
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, ImportError) as error:  # torch's builds differ in what they raise
+        reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+        raise ConfigError(argument, f"{str(value)!r} cannot be used here ({reason})", fix) from error
+    return device
+
+
+@contextlib.contextmanager
+def renamed(**names: str) -> Iterator[None]:
+    """Errors about arguments that the caller did not write, told by the names of those it did: ``path="observed"``."""
+    try:
+        yield
+    except FlexgenError as error:
+        if error.argument not in names:
+            raise
+        raise type(error)(names[error.argument], error.problem, error.fix) from error
 
 
 def did_you_mean(name: Any, known: Iterable[Any]) -> str:

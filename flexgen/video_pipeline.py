@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import operator
+import json
+import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,17 +17,29 @@ import torch
 from torch import Tensor
 
 from flexgen import rng
-from flexgen.checks import whole_number
-from flexgen.data.video_files import VideoWriter, contact_sheet, read_frames
-from flexgen.errors import ConfigError, DataError, PlanError
+from flexgen.checks import folder_path, randomness, renamed, usable_device, whole_number
+from flexgen.data.video_files import VideoWriter
+from flexgen.errors import CheckpointError, ConfigError, DataError, PlanError
 from flexgen.rng import Randomness
 from flexgen.video.backbone import VideoBackbone
+from flexgen.video.given import given_frames, given_places
 from flexgen.video.sampling import WindowSampler
 from flexgen.video.storage import FrameStore
-from flexgen.video.store_folder import SIDECAR
+from flexgen.video.video_folder import (
+    PLAN_FILE,
+    SHEET_FILE,
+    VIDEO_FILE,
+    errors_of,
+    remove,
+    write_sheet,
+    write_video,
+    writing,
+)
 from samplers import frames as plans
 from samplers.executor import execute, resample
-from samplers.frames import Plan
+from samplers.frames import AdaptivePlan, Plan, Window
+from samplers.frames.distances import Distance, DistanceName
+from samplers.frames.windows import ranges
 from samplers.team import Team
 
 __all__ = ["VideoOutput", "VideoPipeline"]
@@ -34,16 +47,13 @@ __all__ = ["VideoOutput", "VideoPipeline"]
 Frames = npt.NDArray[np.uint8]
 OnStep = Callable[[int, Tensor], object]
 
-PLANS: Mapping[str, Callable[..., Plan]] = {
-    "autoregressive": plans.autoregressive,
-    "long-range": plans.long_range,
-    "hierarchy-2": plans.hierarchical,
-    "tree": plans.tree,
+_ARITHMETIC: dict[torch.dtype | str | None, torch.dtype | None] = {
+    None: None,
+    "float32": None,
+    torch.float32: None,
+    **dict.fromkeys(("bfloat16", "bf16", torch.bfloat16), torch.bfloat16),
+    **dict.fromkeys(("float16", "fp16", torch.float16), torch.float16),
 }
-
-PLAN_FILE, VIDEO_FILE, SHEET_FILE = "plan.json", "video.mp4", "contact_sheet.png"
-_SHEET_FRAMES = 100
-_LEAST_SIDE = 256  # of an mp4, in pixels
 
 
 @dataclass(frozen=True)
@@ -95,8 +105,12 @@ class VideoPipeline:
         self.backbone.save_pretrained(folder, half=half)
 
     def to(self, device: torch.device | str) -> VideoPipeline:
-        """Moves the network; itself, for chaining."""
-        self.backbone.to(device)
+        """Moves the network, to ``"cuda"`` say; itself, for chaining.
+
+        Raises:
+            ConfigError: a device that this machine has not.
+        """
+        self.backbone.to(usable_device("device", device))
         return self
 
     @property
@@ -105,28 +119,34 @@ class VideoPipeline:
 
     def plan(
         self,
-        plan: str | Plan,
+        plan: str | Plan | AdaptivePlan,
         *,
         num_frames: int,
         observed_index: Iterable[int] = (),
-    ) -> Plan:
+        distance: Distance | DistanceName | None = None,
+    ) -> Plan | AdaptivePlan:
         """A plan by name for this network's window, or a plan of one's own, checked against it; nothing is run.
 
         Args:
-            plan: ``"autoregressive"``, ``"long-range"``, ``"hierarchy-2"``, ``"tree"``, or a ``samplers.frames.Plan``.
+            plan: a name, see ``samplers.frames.by_name``, or a plan of ``samplers.frames``.
             num_frames: N.
             observed_index: which frames are given.
+            distance: by which adaptive plans compare frames: ``"pixels"`` (default), ``"lpips"`` (FDM's), or a function
+                of two batches uint8 ``[M, h, w, c]``, such as ``LPIPS().distance``.
         """
         given = tuple(sorted(observed_index))
         if isinstance(plan, str):
-            if plan not in PLANS:
-                raise PlanError("plan", f"is {plan!r}", f"Choose one of {', '.join(PLANS)}, or pass a plan.")
-            return PLANS[plan](num_frames, given, self.backbone.window)
-        if not isinstance(plan, Plan):
+            return plans.by_name(plan, num_frames, given, self.backbone.window, distance=distance)
+        if not isinstance(plan, Plan | AdaptivePlan):
             raise PlanError("plan", f"is a {type(plan).__name__}", "Pass a name or a plan of samplers.frames.")
+        if distance is not None:
+            raise PlanError("distance", "is given beside a plan", "Leave it out: the plan has its own.")
         if plan.num_frames != num_frames or tuple(plan.observed) != given:
             problem = f"is for {plan.num_frames} frames of which {len(plan.observed)} are given"
-            raise PlanError("plan", problem, f"The call asks for {num_frames}, {len(given)} given: let them agree.")
+            if (plan.num_frames, len(plan.observed)) == (num_frames, len(given)):
+                problem = f"is for other given frames ({ranges(plan.observed)})"
+            told = f"The call asks for {num_frames}, {len(given)} given ({ranges(given) or 'none'}): let them agree."
+            raise PlanError("plan", problem, told)
         if plan.window > self.backbone.window:
             problem = f"has windows of {plan.window} frames"
             raise PlanError("plan", problem, f"The network was trained on {self.backbone.window} at once.")
@@ -137,14 +157,16 @@ class VideoPipeline:
         observed_frames: str | Path | Frames | Tensor | None = None,
         *,
         num_frames: int,
+        num_observed: int | None = None,
         observed_index: Iterable[int] | None = None,
-        plan: str | Plan = "tree",
+        plan: str | Plan | AdaptivePlan = "tree",
+        distance: Distance | DistanceName | None = None,
         num_inference_steps: int = 10,
         scheduler: str | None = None,
         history_guidance: float = 0.0,
         observed_noise: float = 0.0,
         cached: bool | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         generator: Randomness | int | None = None,
         output_dir: str | Path | None = None,
         output_type: Literal["np", "pt", "mp4"] = "np",
@@ -160,9 +182,11 @@ class VideoPipeline:
             observed_frames: uint8 ``[n, h, w, c]``, or a video file, a ``.npy`` file or a folder of images, which are
                 cropped and resized to the network's frames; None where nothing is observed.
             num_frames: N, of the whole video.
+            num_observed: take so many of `observed_frames`, the first ones; default: all.
             observed_index: the places of the observed frames, any of them; default: the first n.
-            plan: by name or value, see `plan`.
-            num_inference_steps, scheduler, history_guidance, observed_noise, cached, dtype: see `WindowSampler`.
+            plan, distance: by name or value, see `plan`.
+            num_inference_steps, scheduler, history_guidance, observed_noise, cached: see `WindowSampler`.
+            dtype: as `WindowSampler`'s, or its name: ``"float32"``, ``"bfloat16"``, ``"float16"``.
             generator: a seed, or what one is drawn from; None: a fresh one. With `output_dir`, pass a seed, by which
                 the same call finds its work again.
             output_dir: keeps the frames on the disk from the first window on. Killed at any moment, the same call goes
@@ -178,29 +202,27 @@ class VideoPipeline:
         Raises:
             DataError: observed frames that cannot be read or do not fit.
             PlanError: an unknown plan, or one that does not fit the call or the network.
-            CheckpointError: an output folder of another call, damaged or full.
+            ConfigError: an option that the network or this machine has not.
+            CheckpointError: an output folder of another call, damaged, full or not to be written.
         """
         num_frames = whole_number("num_frames", num_frames, 1, DataError)
-        if output_type not in ("np", "pt", "mp4"):
-            raise ConfigError("output_type", f"is {output_type!r}", "Choose 'np', 'pt' or 'mp4'.")
-        if output_type == "mp4" and output_dir is None:
-            raise ConfigError("output_dir", "is None", "Name a folder for the mp4.")
-        if output_dir is not None and generator is None:
-            raise ConfigError("generator", "is None", "Pass a seed, so that the same call can go on with its work.")
-        if output_type == "mp4" and output_dir is not None:
-            VideoWriter(Path(output_dir) / VIDEO_FILE, fps=fps)  # says now what is wrong with it
-        observed = self._read(observed_frames)
-        index = _observed_index(observed_index, len(observed), num_frames)
-        chosen = self.plan(plan, num_frames=num_frames, observed_index=index)
+        batch_size, fps = whole_number("batch_size", batch_size, 1, ConfigError), whole_number("fps", fps, 1, DataError)
+        generator = _seed_or_source(generator, needs_seed=output_dir is not None)
+        _check_output(output_type, output_dir, fps)
+        observed = given_frames(
+            observed_frames, frame_shape=self.backbone.frame_shape, num_frames=num_frames, num_observed=num_observed
+        )
+        index = given_places(observed_index, len(observed), num_frames)
+        chosen = self.plan(plan, num_frames=num_frames, observed_index=index, distance=distance)
         order = np.argsort(index) if index else np.zeros(0, np.int64)
         model = WindowSampler(
             self.backbone,
             num_inference_steps=num_inference_steps,
             scheduler=scheduler,
-            history_guidance=history_guidance,
-            observed_noise=observed_noise,
+            history_guidance=_finite("history_guidance", history_guidance),
+            observed_noise=_finite("observed_noise", observed_noise),
             cached=cached,
-            dtype=dtype,
+            dtype=_arithmetic(dtype),
             on_step=callback_on_step_end,
         )
         team = Team()
@@ -208,25 +230,31 @@ class VideoPipeline:
             raise ConfigError("output_dir", f"is None, but {team.size} processes share the work", "Name a folder.")
         folder = Path(tempfile.mkdtemp(prefix="flexgen-")) if output_dir is None else Path(output_dir)
         try:
-            if overwrite:
-                team.first(lambda: _remove(folder))
-            store = FrameStore.open(
-                folder / "frames",
-                shape=(num_frames, *self.backbone.frame_shape),
-                observed=sorted(index),
-                observed_frames=observed[order],
-                request=model.settings(),
-            )
-            team.first(lambda: (folder / PLAN_FILE).write_text(chosen.to_json(), encoding="utf-8"))
-            execute(model, chosen, store, seed=rng.seed_from(generator), batch_size=batch_size, progress=progress)
+            with errors_of(folder):
+                with writing(folder):
+                    if overwrite:
+                        team.first(lambda: remove(folder))
+                    store = FrameStore.open(
+                        folder / "frames",
+                        shape=(num_frames, *self.backbone.frame_shape),
+                        observed=sorted(index),
+                        observed_frames=observed[order],
+                        request=model.settings(),
+                    )
+                    team.first(lambda: (folder / PLAN_FILE).write_text(_plan_text(chosen, store), encoding="utf-8"))
+                execute(model, chosen, store, seed=rng.seed_from(generator), batch_size=batch_size, progress=progress)
+                if isinstance(chosen, AdaptivePlan):  # it is known now
+                    with writing(folder):
+                        team.first(lambda: (folder / PLAN_FILE).write_text(_plan_text(chosen, store), encoding="utf-8"))
             video = sheet = None
             frames: Any = store.frames()
             if output_dir is None:
                 frames = np.array(frames)
             else:
-                sheet = team.first(lambda: _write_sheet(frames, folder / SHEET_FILE, index))
+                sheet = team.first(lambda: write_sheet(frames, folder / SHEET_FILE, index))
                 if output_type == "mp4":
-                    video = team.first(lambda: _write_video(frames, folder / VIDEO_FILE, fps))
+                    video = team.first(lambda: write_video(frames, folder / VIDEO_FILE, fps))
+            walked = _walked(chosen, store)
         finally:
             team.close()
             if output_dir is None:
@@ -234,7 +262,7 @@ class VideoPipeline:
         evaluations = chosen.evaluations_per_frame(model.evaluations_per_window, cached=model.cached)
         if output_type == "pt":
             frames = torch.from_numpy(np.array(frames))
-        return VideoOutput(frames, chosen, None if output_dir is None else folder, video, sheet, evaluations)
+        return VideoOutput(frames, walked, None if output_dir is None else folder, video, sheet, evaluations)
 
     def resample(
         self,
@@ -257,47 +285,32 @@ class VideoPipeline:
             fps: of the video file, if there is one.
             batch_size, progress: as in the call.
         """
-        folder = Path(output_dir)
-        store = FrameStore.existing(folder / "frames")
-        plan = Plan.from_json((folder / PLAN_FILE).read_text(encoding="utf-8"))
-        model = WindowSampler.from_settings(self.backbone, store.request)
-        resample(
-            model,
-            plan,
-            store,
-            window=window,
-            seed=int(store.request["run"]["seed"]),
-            draw=draw,
-            redo_dependents=redo_dependents,
-            batch_size=batch_size,
-            progress=progress,
-        )
+        folder = folder_path("output_dir", output_dir)
+        with errors_of(folder):
+            store = FrameStore.existing(folder / "frames")
+            plan = _plan_of(folder / PLAN_FILE)
+            if isinstance(plan, AdaptivePlan) and len(store.notes.get("windows", ())) < plan.num_evaluations:
+                problem = f"{str(folder)!r} holds a video that is not finished"
+                raise CheckpointError("output_dir", problem, "Repeat the call that began it.")
+            model = WindowSampler.from_settings(self.backbone, store.request)
+            resample(
+                model,
+                plan,
+                store,
+                window=window,
+                seed=int(store.request["run"]["seed"]),
+                draw=draw,
+                redo_dependents=redo_dependents,
+                batch_size=batch_size,
+                progress=progress,
+            )
         frames, video, team = store.frames(), None, Team()
-        sheet = team.first(lambda: _write_sheet(frames, folder / SHEET_FILE, plan.observed))
+        sheet = team.first(lambda: write_sheet(frames, folder / SHEET_FILE, plan.observed))
         if (folder / VIDEO_FILE).exists():
-            video = team.first(lambda: _write_video(frames, folder / VIDEO_FILE, fps))
+            video = team.first(lambda: write_video(frames, folder / VIDEO_FILE, fps))
         team.close()
         evaluations = plan.evaluations_per_frame(model.evaluations_per_window, cached=model.cached)
-        return VideoOutput(frames, plan, folder, video, sheet, evaluations)
-
-    def _read(self, observed: str | Path | Frames | Tensor | None) -> Frames:
-        """The observed frames, uint8 ``[n, h, w, c]``."""
-        height, width, channels = self.backbone.frame_shape
-        if observed is None:
-            return np.zeros((0, height, width, channels), np.uint8)
-        if isinstance(observed, str | Path):
-            try:
-                return np.stack(list(read_frames(observed, size=height)))
-            except DataError as error:
-                raise DataError("observed_frames", error.problem, error.fix) from error
-        array = observed.cpu().numpy() if isinstance(observed, Tensor) else np.asarray(observed)
-        if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1:] != (height, width, channels):
-            raise DataError(
-                "observed_frames",
-                f"are {array.dtype} of shape {array.shape}",
-                f"Pass uint8 [n, {height}, {width}, {channels}], or a path, which is cropped and resized.",
-            )
-        return array
+        return VideoOutput(frames, _walked(plan, store), folder, video, sheet, evaluations)
 
     def __repr__(self) -> str:
         height, width, _ = self.backbone.frame_shape
@@ -307,44 +320,69 @@ class VideoPipeline:
         )
 
 
-def _observed_index(index: Iterable[int] | None, num_observed: int, num_frames: int) -> list[int]:
-    if index is None and num_observed > num_frames:
-        problem = f"is {num_frames}, but {num_observed} frames are observed"
-        raise DataError("num_frames", problem, "Ask for a longer video, or pass fewer frames.")
+def _seed_or_source(generator: Randomness | int | None, *, needs_seed: bool) -> Randomness | int | None:
+    generator = randomness("generator", generator)
+    if isinstance(generator, int) and generator < 0:
+        raise ConfigError("generator", f"is {generator}", "Pass a seed of at least 0.")
+    if needs_seed and generator is None:
+        raise ConfigError("generator", "is None", "Pass a seed, so that the same call can go on with its work.")
+    return generator
+
+
+def _check_output(output_type: str, output_dir: str | Path | None, fps: int) -> None:
+    if output_type not in ("np", "pt", "mp4"):
+        raise ConfigError("output_type", f"is {output_type!r}", "Choose 'np', 'pt' or 'mp4'.")
+    if output_dir is not None:
+        folder_path("output_dir", output_dir)
+    if output_type == "mp4":
+        if output_dir is None:
+            raise ConfigError("output_dir", "is None", "Name a folder for the mp4.")
+        with renamed(path="output_type"):
+            VideoWriter(Path(output_dir) / VIDEO_FILE, fps=fps)  # says now that PyAV is missing
+
+
+def _arithmetic(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    if dtype not in _ARITHMETIC:
+        raise ConfigError("dtype", f"is {dtype!r}", "Choose float32, bfloat16 or float16.")
+    return _ARITHMETIC[dtype]
+
+
+def _finite(argument: str, value: float) -> float:
     try:
-        chosen = list(range(num_observed)) if index is None else [operator.index(place) for place in index]
-    except TypeError as error:
-        raise DataError("observed_index", f"is {index!r}", "Pass whole numbers, such as [0, 20, 40].") from error
-    if len(chosen) != num_observed:
-        raise DataError(
-            "observed_index", f"names {len(chosen)} places for {num_observed} observed frames", "Name one for each."
-        )
-    if len(set(chosen)) < len(chosen):
-        raise DataError("observed_index", "names a place twice", "Name each once.")
-    outside = [place for place in chosen if not 0 <= place < num_frames]
-    if outside:
-        raise DataError("observed_index", f"holds {outside[0]}", f"Frames are numbered 0 to {num_frames - 1}.")
-    return chosen
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ConfigError(argument, f"is {value!r}", "Pass a number.")
+    return number
 
 
-def _remove(folder: Path) -> None:
-    """The video that an earlier call left; nothing else."""
-    if (folder / "frames" / SIDECAR).is_file():
-        shutil.rmtree(folder / "frames")
-    for name in (PLAN_FILE, VIDEO_FILE, SHEET_FILE):
-        (folder / name).unlink(missing_ok=True)
+def _walked(plan: Plan | AdaptivePlan, store: FrameStore) -> Plan:
+    """The plan; of an adaptive one, what it came to."""
+    if isinstance(plan, Plan):
+        return plan
+    return plan.chosen([Window(**window) for window in store.notes["windows"]])
 
 
-def _write_video(frames: Frames, path: Path, fps: int) -> Path:
-    """Small frames are enlarged, pixel by pixel: players show them, and the codec's halved colours cost nothing."""
-    zoom = max(1, _LEAST_SIDE // min(frames.shape[1:3]))
-    partial = path.with_name(f".partial-{path.name}")
-    with VideoWriter(partial, fps=fps) as writer:
-        for frame in frames:
-            writer.write(np.asarray(frame).repeat(zoom, 0).repeat(zoom, 1))
-    return partial.replace(path)
+def _plan_text(plan: Plan | AdaptivePlan, store: FrameStore) -> str:
+    """For ``plan.json``: a plan; an adaptive one as such, and once it is walked, the windows that it chose as well."""
+    if isinstance(plan, Plan):
+        return plan.to_json()
+    is_walked = len(store.notes.get("windows", ())) == plan.num_evaluations
+    return json.dumps({**(_walked(plan, store).to_dict() if is_walked else {}), "adaptive": plan.to_dict()})
 
 
-def _write_sheet(frames: Frames, path: Path, observed: Iterable[int]) -> Path:
-    contact_sheet(frames, path, every=max(1, -(-len(frames) // _SHEET_FRAMES)), observed=observed)
-    return path
+def _plan_of(path: Path) -> Plan | AdaptivePlan:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        problem = f"{str(path)!r} cannot be read ({error})"
+        raise CheckpointError("output_dir", problem, "Name the folder of a video that a call made.") from error
+    if "adaptive" not in data:
+        return Plan.from_dict(data)
+
+    def not_asked(_frames: Tensor, _others: Tensor) -> Tensor:  # of a finished video, whose windows are chosen
+        raise NotImplementedError
+
+    not_asked.__qualname__ = data["adaptive"]["distance"]  # by which the store knows the plan again
+    return AdaptivePlan.from_dict(data["adaptive"], not_asked)

@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flexgen.errors import CheckpointError, ConfigError, DataError, PlanError
+from flexgen.errors import CheckpointError, ConfigError, DataError, FlexgenError, PlanError
 from flexgen.networks.frame_unet import FrameUNet
 from flexgen.video.backbone import VideoBackbone
+from flexgen.video.given import given_frames
 from flexgen.video.process import NoiseProcess, PixelScale
 from flexgen.video_pipeline import VideoPipeline
 from samplers import frames
@@ -51,7 +52,10 @@ def test_observed_frames_come_back_bit_for_bit_wherever_they_are(pipe: VideoPipe
     assert out.folder is None
 
 
-@pytest.mark.parametrize("plan", ["autoregressive", "long-range", "hierarchy-2", "tree"])
+PLANS = ["autoregressive", "long-range", "hierarchy-2", "tree", "adaptive-autoregressive", "adaptive-hierarchy-2"]
+
+
+@pytest.mark.parametrize("plan", PLANS)
 def test_every_named_plan_fills_the_video_and_says_what_it_cost(pipe: VideoPipeline, plan: str) -> None:
     seen: list[int] = []
 
@@ -61,6 +65,7 @@ def test_every_named_plan_fills_the_video_and_says_what_it_cost(pipe: VideoPipel
     out = pipe(
         observed(), num_frames=NUM_FRAMES, plan=plan, num_inference_steps=3, generator=0, callback_on_step_end=count
     )
+    assert out.plan.name == plan
     assert out.plan.num_generated == NUM_FRAMES - 4
     contexts = sum(len(window.observed) for window in out.plan.windows)
     assert out.frame_evaluations == pytest.approx((sum(seen) + contexts) / (NUM_FRAMES - 4))
@@ -83,6 +88,59 @@ def test_a_seed_is_a_video_and_another_another(pipe: VideoPipeline) -> None:
 def test_other_observed_frames_make_other_videos(pipe: VideoPipeline) -> None:
     one, two = (pipe(observed(seed=seed), num_frames=12, num_inference_steps=2, generator=3).frames for seed in (1, 2))
     assert not np.array_equal(one[4:], two[4:])
+
+
+def test_underscores_do_as_well(pipe: VideoPipeline) -> None:
+    about = {"num_frames": 40, "observed_index": range(4)}
+    assert pipe.plan("long_range", **about) == frames.long_range(40, 4, WINDOW)
+    assert pipe.plan("hierarchy", **about) == frames.hierarchical(40, 4, WINDOW)
+    assert pipe.plan("adaptive_hierarchy-3", **about) == frames.adaptive_hierarchical(40, 4, WINDOW, 3)
+
+
+def test_a_plan_that_looks_sees_what_is_there_and_is_told_what_it_came_to(pipe: VideoPipeline, tmp_path: Path) -> None:
+    compared = []
+
+    def distance(one: Tensor, other: Tensor) -> Tensor:
+        compared.append((one.dtype, tuple(one.shape[1:])))
+        return (one.float() - other.float()).flatten(1).norm(dim=1)
+
+    how = {"num_frames": NUM_FRAMES, "num_inference_steps": 2, "generator": 0}
+    given = observed()
+    given[2] = given[3]  # seen already: the newest frame is as good
+    out = pipe(given, **how, plan="adaptive-autoregressive", distance=distance, output_dir=tmp_path)
+    assert set(compared) == {(torch.uint8, (SIDE, SIDE, 3))}
+    assert out.plan == frames.Plan.from_json((tmp_path / "plan.json").read_text())
+    one_less = frames.adaptive_autoregressive(NUM_FRAMES, 4, 5, num_targets=2, distance=distance)
+    chosen = pipe(given, **how, plan=one_less).plan
+    assert chosen.windows[0].observed == (0, 1, 3)
+
+    before, last = np.array(out.frames), len(out.plan.windows) - 1
+    again = pipe.resample(tmp_path, window=last)
+    assert again.plan == out.plan
+    changed = {int(frame) for frame in (again.frames != before).any((1, 2, 3)).nonzero()[0]}
+    assert changed == set(out.plan.windows[last].target)
+    with pytest.raises(CheckpointError, match="made for another request: plan was"):
+        pipe(given, **how, plan="adaptive-autoregressive", output_dir=tmp_path)
+
+
+def test_a_killed_call_of_a_plan_that_looks(pipe: VideoPipeline, tmp_path: Path) -> None:
+    how = {"num_frames": NUM_FRAMES, "num_inference_steps": 2, "generator": 5, "plan": "adaptive-hierarchy-2"}
+    whole = pipe(observed(), **how)
+    steps = 0
+
+    def kill(_step: int, _values: Tensor) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        pipe(observed(), **how, output_dir=tmp_path, callback_on_step_end=kill)
+    with pytest.raises(CheckpointError, match="output_dir: .* is not finished"):
+        pipe.resample(tmp_path, window=0, draw=0)
+    out = pipe(observed(), **how, output_dir=tmp_path)
+    assert out.plan == whole.plan
+    assert np.array_equal(out.frames, whole.frames)
 
 
 class Killed(BaseException):
@@ -147,7 +205,8 @@ def test_a_finished_call_is_not_made_again(pipe: VideoPipeline, tmp_path: Path) 
 def test_a_folder_of_another_call_is_refused(pipe: VideoPipeline, tmp_path: Path) -> None:
     how = {"num_frames": 12, "output_dir": tmp_path}
     pipe(observed(), **how, num_inference_steps=2, generator=5)
-    with pytest.raises(CheckpointError, match="num_inference_steps"):
+    told = r"output_dir: .*num_inference_steps was 2 and is now 3. .*overwrite=True makes the video anew"
+    with pytest.raises(CheckpointError, match=told):
         pipe(observed(), **how, num_inference_steps=3, generator=5)
     with pytest.raises(CheckpointError, match="seed"):
         pipe(observed(), **how, num_inference_steps=2, generator=6)
@@ -199,6 +258,62 @@ def test_a_path_is_cropped_and_resized(pipe: VideoPipeline, tmp_path: Path) -> N
     assert np.abs(out.frames[:3] - middle).max() <= 1
 
 
+def test_some_frames_of_a_video(pipe: VideoPipeline, tmp_path: Path) -> None:
+    given = observed(7)
+    np.save(tmp_path / "given.npy", given)
+    how = {"num_frames": 8, "num_inference_steps": 2, "generator": 0}
+    expected = pipe(given[:3], **how).frames
+    for source in (given, torch.from_numpy(given), tmp_path / "given.npy"):
+        assert np.array_equal(pipe(source, num_observed=3, **how).frames, expected)
+    ends = pipe(given, num_observed=2, observed_index=[0, 7], **how)
+    assert ends.plan.observed == (0, 7)
+
+
+def test_a_grey_video_is_coloured_and_a_coloured_one_greyed(tmp_path: Path) -> None:
+    grey = observed()[..., :1]
+    np.save(tmp_path / "grey.npy", grey)
+    np.save(tmp_path / "coloured.npy", grey.repeat(3, -1))
+    how = {"frame_shape": (SIDE, SIDE, 3), "num_frames": 9}
+    assert np.array_equal(given_frames(tmp_path / "grey.npy", **how), grey.repeat(3, -1))
+    how["frame_shape"] = (SIDE, SIDE, 1)
+    assert np.array_equal(given_frames(tmp_path / "coloured.npy", **how), grey)
+
+
+def test_arithmetic_and_device(pipe: VideoPipeline) -> None:
+    how = {"num_frames": 8, "num_inference_steps": 2, "generator": 0}
+    plain = pipe(observed(), **how).frames
+    assert np.array_equal(pipe(observed(), **how, dtype="float32").frames, plain)
+    assert np.array_equal(pipe(observed(), **how, dtype=torch.float32).frames, plain)
+    half = pipe(observed(), **how, dtype="bfloat16").frames
+    assert np.array_equal(pipe(observed(), **how, dtype=torch.bfloat16).frames, half)
+    apart = np.abs(half[4:].astype(int) - plain[4:])
+    assert apart.any()
+    assert np.median(apart) < 20  # bytes; of unrelated frames 60 and more
+    assert pipe.to("cpu") is pipe
+    for wrong in ("gpu", "cuda:99"):
+        with pytest.raises(ConfigError, match=f"device: .*{wrong}"):
+            pipe.to(wrong)
+
+
+def test_a_folder_that_cannot_be_written(pipe: VideoPipeline, tmp_path: Path) -> None:
+    how = {"num_frames": 8, "num_inference_steps": 2, "generator": 0}
+    (tmp_path / "file").touch()
+    cases = {
+        "/proc/nowhere/out": "cannot be written",
+        tmp_path / "file": "is a file",
+        tmp_path / "file" / "out": "is below .* which is a file",
+        3: "is 3",
+    }
+    for folder, text in cases.items():
+        for overwrite in (False, True):
+            with pytest.raises(CheckpointError, match=f"output_dir: .*{text}"):
+                pipe(observed(), **how, output_dir=folder, overwrite=overwrite)
+    for folder in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(CheckpointError, match="output_dir: "):
+            pipe.resample(folder, window=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_saved_and_loaded(pipe: VideoPipeline, tmp_path: Path) -> None:
     pipe.save_pretrained(tmp_path)
     again = VideoPipeline.from_pretrained(tmp_path)
@@ -215,7 +330,16 @@ def test_wrong_arguments_are_named(pipe: VideoPipeline, tmp_path: Path) -> None:
     cases = [
         (DataError, "observed_frames: are float64", {"observed_frames": given / 255.0}),
         (DataError, "observed_frames: are uint8 of shape", {"observed_frames": given[:, :4]}),
-        (DataError, "observed_frames:.*nowhere", {"observed_frames": tmp_path / "nowhere.mp4"}),
+        (DataError, "observed_frames: .*nowhere.mp4' does not exist", {"observed_frames": tmp_path / "nowhere.mp4"}),
+        (
+            DataError,
+            "observed_frames: are no array",
+            {"observed_frames": torch.zeros(4, 8, 8, 3, dtype=torch.bfloat16)},
+        ),
+        (DataError, "observed_frames: are no array", {"observed_frames": [given[0], given[0, :4]]}),
+        (DataError, "num_observed: is 0", {"num_observed": 0}),
+        (DataError, "num_observed: is 5, but the video has 4", {"num_observed": 5}),
+        (DataError, "num_observed: is 2, but no video is given", {"num_observed": 2, "observed_frames": None}),
         (DataError, "num_frames: is 3, but 4 frames are observed", {"num_frames": 3}),
         (DataError, "num_frames: is 0", {"num_frames": 0}),
         (DataError, "observed_index: names 2 places for 4", {"observed_index": [0, 1]}),
@@ -223,7 +347,11 @@ def test_wrong_arguments_are_named(pipe: VideoPipeline, tmp_path: Path) -> None:
         (DataError, "observed_index: holds 99. Frames are numbered 0 to 11", {"observed_index": [0, 1, 2, 99]}),
         (DataError, r"observed_index: is \[0.5", {"observed_index": [0.5, 1, 2, 3]}),
         (DataError, "fps: is 0", {"output_type": "mp4", "output_dir": tmp_path / "mp4", "fps": 0}),
-        (PlanError, "plan: is 'treee'", {"plan": "treee"}),
+        (DataError, "num_frames: is 2.5", {"num_frames": 2.5}),
+        (PlanError, "plan: is 'treee'. Choose one of tree, autoregressive", {"plan": "treee"}),
+        (PlanError, "plan: is for other given frames .1-4.", {"plan": frames.tree(12, range(1, 5), WINDOW)}),
+        (PlanError, "distance: is given to the plan 'tree'", {"distance": "pixels"}),
+        (PlanError, "distance: is 'ssim'", {"distance": "ssim", "plan": "adaptive-autoregressive"}),
         (PlanError, "plan: is a int", {"plan": 3}),
         (PlanError, "plan: is for 30 frames", {"plan": frames.tree(30, 4, WINDOW)}),
         (PlanError, "plan: has windows of 10 frames", {"plan": frames.tree(12, 4, 10)}),
@@ -231,6 +359,12 @@ def test_wrong_arguments_are_named(pipe: VideoPipeline, tmp_path: Path) -> None:
         (ConfigError, "num_inference_steps: is 0", {"num_inference_steps": 0}),
         (ConfigError, "output_type: is 'gif'", {"output_type": "gif"}),
         (ConfigError, "output_dir: is None", {"output_type": "mp4"}),
+        (ConfigError, "dtype: is torch.int8", {"dtype": torch.int8}),
+        (ConfigError, "batch_size: is 0", {"batch_size": 0}),
+        (ConfigError, "generator: is -1", {"generator": -1}),
+        (FlexgenError, "generator: is 'seven'", {"generator": "seven"}),
+        (ConfigError, "history_guidance: is nan", {"history_guidance": float("nan")}),
+        (ConfigError, "observed_noise: is 'much'", {"observed_noise": "much"}),
         (ConfigError, "generator: is None", {"output_dir": tmp_path, "generator": None}),
         (ConfigError, "history_guidance: is -1", {"history_guidance": -1}),
     ]

@@ -17,7 +17,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flexgen.cli.help import config_dir, groups, options
-from flexgen.errors import ConfigError, FlexgenError
+from flexgen.errors import ConfigError, FlexgenError, PlanError
+from samplers.plan_names import plan_name
 
 __all__ = ["ALLOWED_MODULES", "build", "config_dir", "load_config", "options"]
 
@@ -48,7 +49,7 @@ def load_config(name: str, overrides: Sequence[str] = (), *, complete: bool = Tr
     Raises:
         ConfigError: an override that does not parse, an unknown key or option, a key without a value.
     """
-    by_column, others = _split(overrides)
+    by_column, others = _split([word for text in overrides for word in _plan_words(text)])
     # Hydra takes `model=...` for a choice of the group wherever there is one; where a command is not composed of the
     # group, it is a key of its own.
     elsewhere = {path.name for path in config_dir().iterdir() if path.is_dir()} - set(groups(name))
@@ -143,6 +144,19 @@ def _split(overrides: Sequence[str]) -> tuple[list[tuple[str, str, Any]], list[s
         else:
             others.append(text)
     return by_column, others
+
+
+def _plan_words(override: str) -> list[str]:
+    """``plan=hierarchy-3`` as an option of the group and its levels; other spellings as the option's."""
+    group, _, told = override.partition("=")
+    if group != "plan":
+        return [override]
+    try:
+        name = plan_name(told)
+    except PlanError:  # Hydra lists the options
+        return [override]
+    family, _, levels = name.rpartition("-")
+    return [f"plan={family}-2", f"plan.levels={levels}"] if levels.isdigit() else [f"plan={name}"]
 
 
 def _plain(text: str) -> Any:

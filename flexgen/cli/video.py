@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from flexgen.cli.compose import build
 from flexgen.cli.parameters import read
-from flexgen.errors import CheckpointError, ConfigError, DataError
+from flexgen.errors import CheckpointError, ConfigError, DataError, FlexgenError
 
 if TYPE_CHECKING:
     from flexgen.video_pipeline import VideoPipeline
 
 __all__ = ["run"]
+
+# What the pipeline calls otherwise.
+_KEYS = {"observed_frames": "observed", "output_dir": "output", "generator": "seed"}
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,10 @@ class Parameters:
     num_inference_steps: int
     scheduler: str | None
     history_guidance: float
+    observed_noise: float
+    device: str | None
+    dtype: Literal["float32", "bfloat16", "float16"] | None
+    cached: bool | None
     seed: int
     batch_size: int
     fps: int
@@ -43,8 +50,14 @@ class Parameters:
     plan: dict[str, Any]
 
     def __post_init__(self) -> None:
-        if self.num_observed is not None and self.num_observed < 1:
-            raise ConfigError("num_observed", f"is {self.num_observed}", "Pass at least 1, or leave it out.")
+        for name in ("num_frames", "batch_size", "num_inference_steps", "fps", "num_observed"):
+            if (number := getattr(self, name)) is not None and number < 1:
+                raise ConfigError(name, f"is {number}", "Pass at least 1.")
+        if self.seed < 0:
+            raise ConfigError("seed", f"is {self.seed}", "Pass at least 0.")
+        if self.observed is not None and not self.observed.exists():
+            problem = f"{str(self.observed)!r} does not exist"
+            raise DataError("observed", problem, "Name a video, a .npy file or a folder of images.")
         if self.num_observed is not None and self.observed is None:
             raise ConfigError("num_observed", f"is {self.num_observed}", "Say of which video: observed=...")
 
@@ -53,34 +66,41 @@ def run(config: DictConfig) -> None:
     """Config: configs/video.yaml."""
     chosen = read(Parameters, config)
     pipe = _pipeline(chosen.model)
-    observed = _observed(chosen, pipe)
-    given = range(len(observed)) if chosen.observed_index is None else chosen.observed_index
-    plan = build(
-        {
-            **OmegaConf.to_container(config.plan, resolve=True),  # type: ignore[dict-item]
-            "num_frames": chosen.num_frames,
-            "observed": sorted(given),
-            "window": pipe.backbone.window,
-        },
-        at="plan",
-    )
+    # Imported late, as is what needs torch: what is wrong with the arguments is said at once.
+    from flexgen.video.given import given_frames, given_places
+
     began = time.monotonic()
-    out = pipe(
-        observed,
-        num_frames=chosen.num_frames,
-        observed_index=chosen.observed_index,
-        plan=plan,
-        num_inference_steps=chosen.num_inference_steps,
-        scheduler=chosen.scheduler,
-        history_guidance=chosen.history_guidance,
-        generator=chosen.seed,
-        output_dir=chosen.output,
-        output_type="mp4",
-        fps=chosen.fps,
-        batch_size=chosen.batch_size,
-        overwrite=chosen.overwrite,
-        progress=sys.stderr.isatty() if chosen.progress is None else chosen.progress,
-    )
+    with _errors_by_key():
+        pipe.to(chosen.device or _best_device())
+        observed = given_frames(
+            chosen.observed,
+            frame_shape=pipe.backbone.frame_shape,
+            num_frames=chosen.num_frames,
+            num_observed=chosen.num_observed,
+        )
+        given = given_places(chosen.observed_index, len(observed), chosen.num_frames)
+        how = OmegaConf.to_container(config.plan, resolve=True)
+        about = {"num_frames": chosen.num_frames, "observed": sorted(given), "window": pipe.backbone.window}
+        out = pipe(
+            observed,
+            num_frames=chosen.num_frames,
+            observed_index=given,
+            plan=build({**how, **about}, at="plan"),  # type: ignore[dict-item]
+            num_inference_steps=chosen.num_inference_steps,
+            scheduler=chosen.scheduler,
+            history_guidance=chosen.history_guidance,
+            observed_noise=chosen.observed_noise,
+            cached=chosen.cached,
+            dtype=chosen.dtype,
+            generator=chosen.seed,
+            output_dir=chosen.output,
+            output_type="mp4",
+            fps=chosen.fps,
+            batch_size=chosen.batch_size,
+            overwrite=chosen.overwrite,
+            progress=sys.stderr.isatty() if chosen.progress is None else chosen.progress,
+        )
+    plan = out.plan
     made, seconds = plan.num_generated, time.monotonic() - began
     print(f"{plan.name}: {made} frames in {len(plan.windows)} windows and {plan.critical_path} waves, {seconds:.0f} s")
     print(f"{out.frame_evaluations:.1f} frame evaluations per generated frame")
@@ -88,7 +108,6 @@ def run(config: DictConfig) -> None:
 
 
 def _pipeline(folder: Path) -> VideoPipeline:
-    # Imported late: what is wrong with the arguments is said at once.
     from flexgen.video_pipeline import VideoPipeline
 
     try:
@@ -97,23 +116,17 @@ def _pipeline(folder: Path) -> VideoPipeline:
         raise CheckpointError("model", error.problem, error.fix) from error
 
 
-def _observed(chosen: Parameters, pipe: VideoPipeline) -> np.ndarray:
-    from flexgen.data.video_files import read_frames
+def _best_device() -> str:
+    import torch
 
-    height, width, channels = pipe.backbone.frame_shape
-    if chosen.observed is None:
-        return np.zeros((0, height, width, channels), np.uint8)
-    if not chosen.observed.exists():
-        raise DataError("observed", f"{str(chosen.observed)!r} is not there", "Name a video or a folder of images.")
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@contextlib.contextmanager
+def _errors_by_key() -> Iterator[None]:
+    """Errors of the pipeline, told in the words of the command."""
     try:
-        frames = list(itertools.islice(read_frames(chosen.observed, size=height), chosen.num_observed))
-    except DataError as error:
-        raise DataError("observed", error.problem, error.fix) from error
-    if chosen.num_observed is not None and len(frames) < chosen.num_observed:
-        raise DataError(
-            "num_observed", f"is {chosen.num_observed}, but the video has {len(frames)}", "Take fewer, or leave it out."
-        )
-    if len(frames) > chosen.num_frames:
-        problem = f"is {chosen.num_frames}, but {len(frames)} frames are observed"
-        raise DataError("num_frames", problem, "Ask for a longer video, or take fewer frames with num_observed.")
-    return np.stack(frames)
+        yield
+    except FlexgenError as error:
+        fix = error.fix.replace("=True", "=true").replace("=False", "=false")
+        raise type(error)(_KEYS.get(error.argument, error.argument), error.problem, fix) from error

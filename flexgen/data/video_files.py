@@ -66,6 +66,8 @@ def read_frames(path: str | Path, *, size: int | None = None) -> Iterator[np.nda
         DataError: the file cannot be read, is no video, changes its size half-way, or needs an extra.
     """
     path, shape = Path(path), None
+    if not path.exists():
+        raise DataError("path", f"{str(path)!r} does not exist", "Name a video, a .npy file or a folder of images.")
     if size is not None:
         size = whole_number("size", size, 1, DataError)
     for number, raw in enumerate(_raw_frames(path)):

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from flexgen.checks import renamed
 from flexgen.errors import PlanError
 
 __all__ = ["Distance", "DistanceName", "distance_of", "pixel_distance"]
@@ -45,7 +46,8 @@ def distance_of(value: Distance | DistanceName) -> Distance:
     if value == "lpips":
         from flexgen.metrics.video.lpips import LPIPS  # loads torchmetrics
 
-        return LPIPS().distance
+        with renamed(network="distance"):
+            return LPIPS().distance
     if isinstance(value, str) or not callable(value):
         raise PlanError("distance", f"is {value!r}", "Choose 'pixels' or 'lpips', or pass a function of two batches.")
     found: Distance = value

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flexgen.cli.compose import build, load_config
 from flexgen.cli.main import main
+from samplers import frames
 
 SIDE = 8
 SMALL = [
@@ -90,9 +92,9 @@ def test_a_video_of_the_backbone(trained: Path, tmp_path: Path, capsys: pytest.C
     shown = capsys.readouterr().out
     assert "tree: 6 frames" in shown
     assert "frame evaluations per generated frame" in shown
-    frames = np.load(tmp_path / "a" / "frames" / "frames.npy")
-    assert frames.shape == (9, SIDE, SIDE, 3)
-    assert np.array_equal(frames[:3], np.load(trained / "held_out" / "clip-0.npy")[:3])
+    made = np.load(tmp_path / "a" / "frames" / "frames.npy")
+    assert made.shape == (9, SIDE, SIDE, 3)
+    assert np.array_equal(made[:3], np.load(trained / "held_out" / "clip-0.npy")[:3])
     for name in ("video.mp4", "contact_sheet.png", "plan.json"):
         assert (tmp_path / "a" / name).is_file()
 
@@ -100,16 +102,60 @@ def test_a_video_of_the_backbone(trained: Path, tmp_path: Path, capsys: pytest.C
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     assert main([*command[:-1], f"output={tmp_path / 'b'}"]) == 0
     assert main([*command, "seed=1"]) == 2
-    assert "seed" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "output: " in told
+    assert "seed was 0 and is now 1" in told
+    assert "overwrite=true makes the video anew" in told
     assert main([*command, "seed=1", "overwrite=true"]) == 0
-    assert not np.array_equal(np.load(tmp_path / "a" / "frames" / "frames.npy"), frames)
+    assert not np.array_equal(np.load(tmp_path / "a" / "frames" / "frames.npy"), made)
+
+
+def test_options_reach_the_pipeline(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("av")
+    from flexgen.video_pipeline import VideoPipeline
+
+    calls = []
+    call, to = VideoPipeline.__call__, VideoPipeline.to
+    monkeypatch.setattr(VideoPipeline, "to", lambda self, device: calls.append(device) or to(self, device))
+    monkeypatch.setattr(VideoPipeline, "__call__", lambda self, *a, **how: calls.append(how) or call(self, *a, **how))
+    command = ["video", f"model={trained / 'model'}", f"observed={trained / 'held_out' / 'clip-0.npy'}"]
+    command += ["num_observed=3", "num_frames=9", "num_inference_steps=2", "progress=false", f"output={tmp_path / 'a'}"]
+    options = ["device=cpu", "dtype=bfloat16", "cached=false", "observed_noise=0.1", "plan=adaptive_hierarchy"]
+    assert main([*command, *options]) == 0
+    device, how = calls
+    assert device == "cpu"
+    assert (how["dtype"], how["cached"], how["observed_noise"]) == ("bfloat16", False, 0.1)
+    assert "adaptive-hierarchy-2: 6 frames" in capsys.readouterr().out
+    request = json.loads((tmp_path / "a" / "frames" / "frames.json").read_text())["request"]
+    assert request["arithmetic"] == "bfloat16"
+    assert request["cached"] is False
+    assert json.loads((tmp_path / "a" / "plan.json").read_text())["name"] == "adaptive-hierarchy-2"
+
+
+@pytest.mark.parametrize(
+    ("told", "name"),
+    [
+        ("hierarchy", "hierarchy-2"),
+        ("hierarchy-3", "hierarchy-3"),
+        ("adaptive-hierarchy_4", "adaptive-hierarchy-4"),
+        ("long_range", "long-range"),
+        ("adaptive_autoregressive", "adaptive-autoregressive"),
+    ],
+)
+def test_plans_have_the_names_that_python_knows(told: str, name: str) -> None:
+    plan = load_config("video", [f"plan={told}"], complete=False).plan
+    built = build({**plan, "num_frames": 60, "observed": [0, 1], "window": 8}, at="plan")
+    assert built.name == name
+    assert built == frames.by_name(name, 60, [0, 1], 8)
 
 
 @pytest.mark.parametrize(
     ("change", "text"),
     [
         (["model=nowhere"], "model: nowhere holds no backbone.json"),
-        (["observed=nowhere.mp4"], "observed: 'nowhere.mp4' is not there"),
+        (["observed=nowhere.mp4"], "observed: 'nowhere.mp4' does not exist"),
         (["num_observed=99"], "num_observed: is 99, but the video has 12"),
         (["observed_index=[0,1]"], "observed_index: names 2 places for 3"),
         (["plan=treee"], "plan: has no option 'treee'"),
@@ -117,6 +163,19 @@ def test_a_video_of_the_backbone(trained: Path, tmp_path: Path, capsys: pytest.C
         (["num_frames=2"], "num_frames: is 2, but 3 frames are observed"),
         (["observed=null"], "num_observed: is 3"),
         (["num_observed=0"], "num_observed: is 0"),
+        (["num_frames=-3"], "num_frames: is -3"),
+        (["num_inference_steps=0"], "num_inference_steps: is 0"),
+        (["seed=-1"], "seed: is -1"),
+        (["device=gpu"], "device: is 'gpu', which is no device"),
+        (["device=cuda:99"], "device: 'cuda:99' cannot be used here"),
+        (["dtype=int8"], "dtype: is 'int8'. Choose one of float32, bfloat16, float16"),
+        (["cached=maybe"], "cached: is 'maybe'"),
+        (["observed_noise=2"], "observed_noise: is 2"),
+        (["observed_index=[0,1,1]"], "observed_index: names a place twice: 1"),
+        (["observed_index=[0,1,9]"], "observed_index: holds 9. Frames are numbered 0 to 8"),
+        (["plan=hierarchy-1"], "plan: has no option 'hierarchy-1'"),
+        (["plan=adaptive-hierarchy-2", "plan.distance=ssim"], "plan.distance: is 'ssim'. Choose 'pixels' or 'lpips'"),
+        (["output=/proc/nowhere/out"], "output: '/proc/nowhere/out' cannot be written"),
     ],
 )
 def test_wrong_keys_are_named(
