@@ -23,11 +23,13 @@ def tokenizer(tokens: Any = LETTERS) -> Any:
 
 
 @functools.cache
-def network(kind: str = "Bert", *, vocabulary_size: int = 10, seed: int = 2, dropout: float = 0.1) -> Any:
-    """Two layers of width 16 whose large random weights make answers far from uniform; at most 24 tokens; float64."""
+def network(
+    kind: str = "Bert", *, vocabulary_size: int = 10, max_length: int = 24, seed: int = 2, dropout: float = 0.1
+) -> Any:
+    """Two layers of width 16, whose large random weights make answers far from uniform; float64."""
     common = {
         "vocab_size": vocabulary_size,
-        "max_position_embeddings": 24,
+        "max_position_embeddings": max_length,
         "initializer_range": 0.5,
         "pad_token_id": 0,
         "hidden_size": 16,
