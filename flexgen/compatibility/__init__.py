@@ -7,6 +7,7 @@ from flexgen._lazy import lazily
 # Public name -> module that holds it. Loaded on first use.
 _MODULE_OF: dict[str, str] = {
     "Circulation": "flexgen.compatibility.network_circulation",
+    "ClosestJoint": "flexgen.compatibility.closest",
     "ConditionalFamily": "flexgen.compatibility.family",
     "Cost": "flexgen.compatibility.effects",
     "Effect": "flexgen.compatibility.effects",
@@ -30,11 +31,13 @@ _MODULE_OF: dict[str, str] = {
     "circulation": "flexgen.compatibility.network_circulation",
     "classifier_scan_test": "flexgen.compatibility.scan_classifier",
     "closed_classes": "flexgen.compatibility.scan_laws",
+    "closest_joint": "flexgen.compatibility.closest",
     "derivative_gaps": "flexgen.compatibility.derivatives",
     "energy_scan_test": "flexgen.compatibility.scan_tests",
     "exact_blocks": "flexgen.compatibility.blocks",
     "linear_score_asymmetry": "flexgen.compatibility.scores",
     "order_gaps": "flexgen.compatibility.orders",
+    "product_of_conditionals": "flexgen.compatibility.closest",
     "rectangle_rank": "flexgen.compatibility.odds",
     "rectangles": "flexgen.compatibility.network_rectangles",
     "refits_test": "flexgen.compatibility.estimated",
