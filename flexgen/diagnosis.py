@@ -17,13 +17,14 @@ from flexgen import rng
 from flexgen.checks import kind_of, randomness
 from flexgen.compatibility.blocks import exact_blocks
 from flexgen.compatibility.budget import DEFAULT_FORWARDS, Plan, budget_of, make_plan
+from flexgen.compatibility.derivatives import derivative_gaps
 from flexgen.compatibility.effects import Effect
 from flexgen.compatibility.network_circulation import circulation
 from flexgen.compatibility.network_rectangles import rectangles
 from flexgen.compatibility.orders import order_gaps
 from flexgen.compatibility.report import Report
 from flexgen.compatibility.rounding import Rounding
-from flexgen.compatibility.sites import Requests, SiteAnswers
+from flexgen.compatibility.sites import Requests, SiteAnswers, present_in
 from flexgen.compatibility.values import Values
 from flexgen.conditional import Conditional
 from flexgen.errors import DataError, FlexgenError, UnsupportedQueryError
@@ -77,8 +78,8 @@ def diagnose(
     answers = SiteAnswers(conditional, batch_size=batch_size)
     values = values or Values("model" if answers.has_marginals else "data")
     seed = rng.seed_from(randomness("generator", generator))
-    present = ~x.isnan() if x.is_floating_point() else torch.ones_like(x, dtype=torch.bool)
-    rounding = Rounding.of_conditional(conditional, x, present)
+    present = present_in(x)
+    rounding = Rounding.measured(answers, x, present)
     forwards, seconds = budget_of(budget)
     if forwards is None:
         assert seconds is not None
@@ -112,6 +113,7 @@ def _measured(
     answers: SiteAnswers, x: Tensor, plan: Plan, values: Values, rounding: Rounding, seed: int
 ) -> tuple[dict[str, Effect], list[str], dict[str, Any]]:
     """Every effect that can be asked for; what could not; the two directions' log cross-ratios."""
+    present = present_in(x)
     found: dict[str, Effect] = {}
     skipped: list[str] = []
     directions: dict[str, Any] = {}
@@ -157,9 +159,13 @@ def _measured(
         )
         return [result.effect()]
 
+    def of_derivatives(rows: Tensor) -> list[Effect]:
+        return [derivative_gaps(answers, rows, sites=plan.real_sites, spread=_spread(x, present))]
+
     attempt("rectangles", plan.rectangle_rows, of_rectangles)
     attempt("circulations", plan.circulation_rows, of_circulations)
     attempt("order gaps", plan.order_rows, of_orders)
+    attempt("mixed derivatives", plan.derivative_rows, of_derivatives)
     attempt("exact blocks", plan.block_rows, lambda rows: [exact_blocks(answers, rows, plan.blocks).effect()])
     return found, skipped, directions
 
@@ -181,8 +187,7 @@ def _subject(model: Any, data: Any) -> tuple[Conditional, Tensor, str]:
     if isinstance(conditional, nn.Module):
         place = next(iter([*conditional.parameters(), *conditional.buffers()]), None)
         x = x if place is None else x.to(place.device)
-    present = ~x.isnan() if x.is_floating_point() else torch.ones_like(x, dtype=torch.bool)
-    conditional.space.validate(x, where=present, argument="data")
+    conditional.space.validate(x, where=present_in(x), argument="data")
     return conditional, x, type(model).__name__
 
 
@@ -222,6 +227,13 @@ def _forwards_in(seconds: float, answers: SiteAnswers, x: Tensor, present: Tenso
         size *= 4
     answers.cost = cost
     return max(1, int(0.8 * rate * seconds))
+
+
+def _spread(x: Tensor, present: Tensor) -> Tensor:
+    """Standard deviation of every column's present entries, ``[N]``."""
+    count = present.sum(0).clamp_min(2)
+    mean = x.nan_to_num(0.0).double().sum(0) / count
+    return (torch.where(present, (x.double() - mean).square(), 0.0).sum(0) / (count - 1)).sqrt()
 
 
 def _pilot(answers: SiteAnswers, x: Tensor, present: Tensor, size: int) -> None:

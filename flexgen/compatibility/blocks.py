@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flexgen.compatibility.effects import Cost, Effect
 from flexgen.compatibility.rounding import Rounding
-from flexgen.compatibility.sites import Requests, SiteAnswers
+from flexgen.compatibility.sites import Requests, SiteAnswers, present_in
 from flexgen.conditional import Conditional
 from flexgen.errors import FlexgenError, UnsupportedQueryError
 from flexgen.exact import ConditionalTables, kernels
@@ -96,7 +96,7 @@ def exact_blocks(
         x: ``[B, N]``, one data row a block; NaN where an entry is missing.
         sites: int64 ``[B, k]`` or ``[k]``, distinct categorical sites.
         observed: bool ``[B, N]``, what the block is given; its own sites are left out. Default: every present entry.
-        rounding: of the answers; default: estimated from the conditional.
+        rounding: of the answers; default: measured on these rows.
 
     Raises:
         UnsupportedQueryError: a site that is not categorical.
@@ -116,9 +116,9 @@ def exact_blocks(
     states = int(counts.prod(-1).max()) if len(counts) else 0
     if states > _MOST_STATES:
         raise FlexgenError("sites", f"have {states} states", f"Choose fewer sites: at most {_MOST_STATES} states.")
-    present = ~x.isnan() if x.is_floating_point() else torch.ones_like(x, dtype=torch.bool)
+    present = present_in(x)
     observed = present if observed is None else observed.to(device) & present
-    rounding = rounding or Rounding.of_conditional(answers.conditional, x, present)
+    rounding = rounding or Rounding.measured(answers, x, present)
 
     # One request for every block, site i of it, and state of the block's others.
     block, asked, codes, shapes = [], [], [], []

@@ -20,7 +20,7 @@ __all__ = ["DEFAULT_FORWARDS", "Plan", "budget_of", "make_plan"]
 
 DEFAULT_FORWARDS = 20_000
 
-_SHARES = {"rectangles": 0.5, "circulation": 0.2, "orders": 0.2, "blocks": 0.1}
+_SHARES = {"rectangles": 0.45, "circulation": 0.2, "orders": 0.2, "blocks": 0.1, "derivatives": 0.05}
 _ENOUGH_ROWS, _MOST_ROWS = 64, 1024  # clusters of an interval
 _MOST_TARGETS = 16  # of an order gap
 _MOST_STATES = 27  # of an exact block
@@ -38,6 +38,7 @@ class Plan:
         order_rows: int64 ``[R'']``.
         order_targets: bool ``[R'', N]``; the other sites are observed.
         block_rows, blocks: int64 ``[B]``, ``[B, k]``.
+        derivative_rows, real_sites: int64 ``[R*]``, ``[S*]``.
         num_pairs: how many pairs there are in all.
     """
 
@@ -49,6 +50,8 @@ class Plan:
     order_targets: Tensor
     block_rows: Tensor
     blocks: Tensor
+    derivative_rows: Tensor
+    real_sites: Tensor
     num_pairs: int
 
 
@@ -129,6 +132,7 @@ def make_plan(
     target = torch.zeros(rows_o, present.shape[1], dtype=torch.bool)
     target[:, sites] = ranks < targets
 
+    real = sites[torch.tensor([space.sites[s].kind == "real" for s in sites.tolist()])]
     block_rows, blocks = _blocks(space, present, sites, order, share["blocks"], values, source)
     return Plan(
         order[:num_rows],
@@ -139,6 +143,8 @@ def make_plan(
         target,
         block_rows,
         blocks,
+        order[: _within(share["derivatives"] / max(len(real), 1), 2, len(present))] if len(real) > 1 else order[:0],
+        real,
         len(pairs),
     )
 

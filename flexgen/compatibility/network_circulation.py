@@ -22,7 +22,7 @@ from flexgen import rng
 from flexgen.compatibility.effects import Cost, Effect
 from flexgen.compatibility.network_rectangles import checked_pairs, double_centred, shares
 from flexgen.compatibility.rounding import Rounding
-from flexgen.compatibility.sites import Requests, SiteAnswers
+from flexgen.compatibility.sites import Requests, SiteAnswers, present_in
 from flexgen.compatibility.values import Values
 from flexgen.conditional import Conditional
 from flexgen.errors import FlexgenError
@@ -124,7 +124,7 @@ def circulation(
     """
     answers = conditional if isinstance(conditional, SiteAnswers) else SiteAnswers(conditional)
     before, num_sites, device = answers.cost, x.shape[1], x.device
-    present = ~x.isnan() if x.is_floating_point() else torch.ones_like(x, dtype=torch.bool)
+    present = present_in(x)
     if pairs is None or pairs.ndim == 2:
         pairs = checked_pairs(pairs, num_sites)[None].expand(len(x), -1, -1)
     elif pairs.ndim != 3 or len(pairs) != len(x):
@@ -139,7 +139,7 @@ def circulation(
         observed = observed.expand(len(x), -1)[:, None]
     observed = observed.to(device) & present[:, None] & ~both  # [R, P, N]
     values = values or Values("model" if answers.has_marginals else "data")
-    rounding = rounding or Rounding.of_conditional(answers.conditional, x, present)
+    rounding = rounding or Rounding.measured(answers, x, present)
 
     # p(x_i | C) and p(x_j | C): one row holds both.
     row, pair = (present[:, None] & both).sum(-1).eq(2).nonzero(as_tuple=True)  # the data hold both values

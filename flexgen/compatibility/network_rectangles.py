@@ -26,7 +26,7 @@ from torch import Tensor
 from flexgen import rng
 from flexgen.compatibility.effects import Cost, Effect
 from flexgen.compatibility.rounding import Rounding
-from flexgen.compatibility.sites import Requests, SiteAnswers
+from flexgen.compatibility.sites import Requests, SiteAnswers, present_in
 from flexgen.compatibility.values import SiteValues, Values
 from flexgen.conditional import Conditional
 from flexgen.errors import FlexgenError
@@ -123,18 +123,18 @@ def rectangles(
             in the rows where it has both.
         values: which values of the sites; default: all of at most 8 categories, otherwise the data's and two draws.
         pool: ``[.., N]``, where values from the data are taken from; default: x.
-        rounding: of the answers; default: estimated from the conditional.
+        rounding: of the answers; default: measured on these rows.
         generator: of the values drawn.
 
     Cost: see the top of this file; measured in ``.cost``.
     """
     answers = conditional if isinstance(conditional, SiteAnswers) else SiteAnswers(conditional)
     before = answers.cost
-    present = ~x.isnan() if x.is_floating_point() else torch.ones_like(x, dtype=torch.bool)
+    present = present_in(x)
     observed = present if observed is None else observed & present
     pairs = checked_pairs(pairs, x.shape[1]).to(x.device)
     values = values or Values("model" if answers.has_marginals else "data")
-    rounding = rounding or Rounding.of_conditional(answers.conditional, x, observed)
+    rounding = rounding or Rounding.measured(answers, x, observed)
     seed = rng.seed_from(generator)
 
     # The laws at the data's own values: p(x_j | rest of the row) of every site of a pair.

@@ -17,7 +17,7 @@ from torch import Tensor
 from flexgen import rng
 from flexgen.compatibility.effects import Cost, Effect
 from flexgen.compatibility.rounding import Rounding
-from flexgen.compatibility.sites import Requests, SiteAnswers
+from flexgen.compatibility.sites import Requests, SiteAnswers, present_in
 from flexgen.conditional import Conditional
 from flexgen.errors import FlexgenError
 from flexgen.rng import Randomness
@@ -73,15 +73,15 @@ def order_gaps(
             ``[R, m, N]``, permutations of the sites.
         target: bool ``[N]`` or ``[R, N]``, P; default: all present entries that are not observed.
         observed: likewise, C; default: nothing.
-        rounding: of the answers; default: estimated from the conditional.
+        rounding: of the answers; default: measured on these rows.
         generator: of the random orders.
     """
     answers = conditional if isinstance(conditional, SiteAnswers) else SiteAnswers(conditional)
     before, (num_rows, num_sites), device = answers.cost, x.shape, x.device
-    present = ~x.isnan() if x.is_floating_point() else torch.ones_like(x, dtype=torch.bool)
+    present = present_in(x)
     given = torch.zeros_like(present) if observed is None else observed.to(device).expand_as(present) & present
     wanted = present & ~given if target is None else target.to(device).expand_as(present) & present & ~given
-    rounding = rounding or Rounding.of_conditional(answers.conditional, x, present)
+    rounding = rounding or Rounding.measured(answers, x, present)
     order = _orders(orders, num_rows, num_sites, generator).to(device)  # [R, m, N]
     rank = order.argsort(-1)  # [R, m, N], place of every site
     num_orders = order.shape[1]

@@ -21,7 +21,7 @@ from flexgen.conditional import CategoricalMarginals, Conditional, HasLogProb, H
 from flexgen.errors import FlexgenError, UnsupportedQueryError
 from flexgen.query import Query
 
-__all__ = ["Requests", "SiteAnswers", "SiteLaws"]
+__all__ = ["Requests", "SiteAnswers", "SiteLaws", "present_in"]
 
 _ENTRIES_AT_ONCE = 1 << 24  # numbers in the answers of one batch: 64 MiB in float32
 _LARGEST_BATCH = 4096
@@ -226,6 +226,11 @@ class SiteAnswers:
 
     def _hashed(self) -> int:
         return max(1, _HASHED_AT_ONCE // max(self.conditional.space.num_sites, 1))
+
+
+def present_in(x: Tensor) -> Tensor:
+    """Which entries of data rows are there, bool ``[R, N]``: all that are not NaN."""
+    return ~x.isnan() if x.is_floating_point() else torch.ones_like(x, dtype=torch.bool)
 
 
 _ODD = 0x51D7348D19C4A2F5

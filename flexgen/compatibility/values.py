@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flexgen import rng
-from flexgen.compatibility.sites import Requests, SiteAnswers, SiteLaws
+from flexgen.compatibility.sites import Requests, SiteAnswers, SiteLaws, present_in
 from flexgen.errors import FlexgenError, UnsupportedQueryError
 from flexgen.space import Space
 
@@ -142,7 +142,7 @@ def _from_model(laws: SiteLaws, own: Tensor, num: int, seed: int) -> Tensor:
 
 def _from_pool(pool: Tensor, sites: Tensor, num: int, seed: int) -> Tensor:
     """Values that random rows of the pool hold at the sites, present ones, ``[M, num]``."""
-    present = ~pool.isnan() if pool.is_floating_point() else torch.ones_like(pool, dtype=torch.bool)
+    present = present_in(pool)
     order = torch.argsort((~present).to(torch.int8), dim=0, stable=True)  # [R, N], rows that have the site first
     count = present.sum(0)[sites]  # [M]
     streams = rng.Streams(seed, torch.arange(len(sites), device=sites.device))
