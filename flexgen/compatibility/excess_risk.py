@@ -1,0 +1,138 @@
+"""What incompatibility costs in fit: the pseudo-log-likelihood of a network against that of a joint, and a bound."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from flexgen.checks import whole_number
+from flexgen.conditional import HasLogProb
+from flexgen.errors import DataError
+from flexgen.query import Query
+
+__all__ = ["ExcessRisk", "excess_pseudo_log_likelihood", "pseudo_log_likelihood"]
+
+
+@dataclass(frozen=True)
+class ExcessRisk:
+    """How many nats a row the conditionals of a joint gain over those of a network.
+
+    Args:
+        network, joint: mean pseudo-log-likelihoods, nats a row.
+        gain: of the joint over the network; a lower bound, up to its error, on the network's excess risk
+            sum_i KL(p_i || q_i) under the law of the data, since the joint's own excess risk is not negative.
+        standard_error: over rows.
+        low, high: interval of the gain.
+        confidence: of the interval.
+        certificate: the I-certificate, nats: under no law is the network's excess risk smaller. None if not given.
+        num_rows: rows, each one observation.
+    """
+
+    network: float
+    joint: float
+    gain: float
+    standard_error: float
+    low: float
+    high: float
+    confidence: float
+    certificate: float | None
+    num_rows: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [
+            f"pseudo-log-likelihood, nats a row over {self.num_rows} rows: network {self.network:.4f}, joint "
+            f"{self.joint:.4f}",
+            f"  the joint gains {self.gain:+.4f} ({self.low:+.4f} to {self.high:+.4f}, {self.confidence:.0%})",
+        ]
+        if self.certificate is not None:
+            lines.append(
+                f"  incompatibility alone costs the network at least {self.certificate:.4f}, whatever the data's law"
+            )
+        return "\n".join(lines)
+
+
+def excess_pseudo_log_likelihood(
+    network: HasLogProb,
+    joint: HasLogProb,
+    x: Tensor,
+    *,
+    certificate: float | None = None,
+    weights: Tensor | None = None,
+    confidence: float = 0.95,
+    batch_size: int = 1024,
+) -> ExcessRisk:
+    """Pseudo-log-likelihood sum_i log p(x_i | rest) of held-out rows: what a joint gains over a network.
+
+    Set beside the I-certificate, min over laws r of sum_i KL(r || r_{-i} q_i), which `closest_joint` gives for tables:
+    the certificate holds for any data, the gain for these. Both bound the network's excess risk from below. A joint
+    that gains nothing repairs compatibility for free; one that loses pays for it.
+
+    Args:
+        network: the incompatible conditionals.
+        joint: a model with a joint: the closest one, a distilled one, the law of the random scan.
+        x: ``[B, N]``, rows that neither was fitted to.
+        certificate: in nats, if known.
+        weights: ``[B]``, probabilities of the rows where they are all states of a known law: the gain is then exact,
+            and its error 0.
+        confidence: of the interval, which is Student's over rows.
+        batch_size: rows evaluated at once.
+
+    Raises:
+        DataError: too few rows, weights that are no probabilities, a row that one of the two holds impossible.
+    """
+    whole_number("batch_size", batch_size, 1, DataError)
+    if not 0 < confidence < 1:
+        raise DataError("confidence", f"is {confidence}", "Pass a probability between 0 and 1, such as 0.95.")
+    if x.ndim < 2 or len(x) < 2:
+        raise DataError("x", f"has shape {tuple(x.shape)}", "Pass two rows or more, [B, N].")
+    of_network = pseudo_log_likelihood(network, x, batch_size=batch_size)
+    of_joint = pseudo_log_likelihood(joint, x, batch_size=batch_size)
+    if weights is None:
+        share, spread = torch.full((len(x),), 1 / len(x), dtype=torch.float64), True
+    else:
+        share, spread = torch.as_tensor(weights).to(torch.float64), False
+        if share.shape != (len(x),) or bool((share < 0).any()) or abs(float(share.sum()) - 1) > 1e-6:
+            raise DataError("weights", f"sum to {float(share.sum()):.6g}", "Pass one probability a row, summing to 1.")
+    read = share > 0  # rows of no weight may be impossible
+    for argument, values in (("network", of_network), ("joint", of_joint)):
+        impossible = ~values.isfinite() & read
+        if impossible.any():
+            row = int(impossible.nonzero()[0])
+            raise DataError(
+                argument, f"holds row {row} of x impossible", "Smooth it, or leave out rows outside its support."
+            )
+    gains = (of_joint - of_network)[read]
+    gain = float(share[read] @ gains)
+    error = float(gains.std()) / math.sqrt(len(x)) if spread else 0.0
+    reach = float(stats.t.isf((1 - confidence) / 2, len(x) - 1)) * error
+    return ExcessRisk(
+        float(share[read] @ of_network[read]),
+        float(share[read] @ of_joint[read]),
+        gain,
+        error,
+        gain - reach,
+        gain + reach,
+        confidence,
+        certificate,
+        len(x),
+    )
+
+
+def pseudo_log_likelihood(conditional: HasLogProb, x: Tensor, *, batch_size: int = 1024) -> Tensor:
+    """sum_i log p(x_i | rest) in nats, float64 ``[B]``; N evaluations of every row."""
+    num_sites = conditional.space.num_sites
+    total = torch.zeros(len(x), dtype=torch.float64)
+    with torch.no_grad():
+        for site in range(num_sites):
+            query = Query.complete(site, num_sites=num_sites, device=x.device)
+            parts = [conditional.log_prob(rows, query) for rows in torch.split(x, batch_size)]
+            total += torch.cat(parts).to("cpu", torch.float64)
+    return total
