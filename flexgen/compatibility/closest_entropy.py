@@ -1,16 +1,16 @@
 """The two closest joints that are measured by relative entropy, as convex problems in log-probabilities.
 
-`Information`, the I-projection: the least f(r) = Σ_m KL(r || r_{-m} q_m) over laws r. f is convex and homogeneous of degree
-one, so with G(x) = Σ_m log r(x_P | x_C) / q_m(x_P | x_C), its gradient,
+`Information`, the I-projection: the least f(r) = Σ_m KL(r || r_{-m} q_m) over laws r. f is convex and homogeneous of
+degree one, so with G(x) = Σ_m log r(x_P | x_C) / q_m(x_P | x_C), its gradient,
 
     f(p) >= E_p G >= min_x G(x)    for every law p, whatever r:
 
 a lower bound that anybody can check, equal to f(r) = E_r G at the optimum.
 
-`ArnoldGokhale`: the least Σ_m Σ_{x_C} KL(q_m(. | x_C) || P(. | x_C)) over laws P, every context counting alike (Arnold &
-Gokhale 1998). Convex in log P. For any conditionals R_m with Σ_m R_m = Σ_m q_m at every state the objective is at least
-Σ_m Σ_{x_C} H(R_m) - H(q_m), and exceeds it by Σ_m Σ_{x_C} KL(R_m || P_m). R_m = P_m (1 - h + E_m h), h being Newton's step, is
-such a family.
+`ArnoldGokhale`: the least Σ_m Σ_{x_C} KL(q_m(. | x_C) || P(. | x_C)) over laws P, every context counting alike (Arnold
+& Gokhale 1998). Convex in log P. For any conditionals R_m with Σ_m R_m = Σ_m q_m at every state the objective is at
+least Σ_m Σ_{x_C} H(R_m) - H(q_m), and exceeds it by Σ_m Σ_{x_C} KL(R_m || P_m). R_m = P_m (1 - h + E_m h), h being
+Newton's step, is such a family.
 """
 
 from __future__ import annotations

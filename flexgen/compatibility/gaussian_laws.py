@@ -1,0 +1,173 @@
+"""The law that each scan of linear-Gaussian conditionals converges to, and the joint that comes closest to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+from scipy.linalg import solve_discrete_lyapunov
+from scipy.sparse.linalg import LinearOperator, gmres
+from torch import Tensor
+
+from flexgen.compatibility.gaussian import GaussianConditionals
+from flexgen.compatibility.graph import Floats
+from flexgen.errors import FlexgenError
+from flexgen.exact import Gaussian
+
+__all__ = ["ClosestGaussian", "GaussianLaw", "closest_gaussian", "stationary_gaussian"]
+
+Scan: TypeAlias = Literal["random"] | Iterable[int] | Mapping[tuple[int, ...], float]
+
+_DIRECT_SITES = 32  # up to here the covariances of mixtures of scans are solved by elimination
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianLaw:
+    """Where a scan of linear-Gaussian conditionals converges.
+
+    Args:
+        mean: ``[N]``, the same for every scan.
+        covariance: ``[N, N]``, exact.
+        is_normal: whether the law is a normal one: for a fixed order always; chosen at random along the way, it is a
+            mixture with these moments.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    is_normal: bool
+
+
+def stationary_gaussian(conditionals: GaussianConditionals, scan: Scan = "random") -> GaussianLaw:
+    """The stationary law of a scan.
+
+    Args:
+        conditionals: N sites.
+        scan: ``"random"``, an order such as ``(0, 1, 2)`` (the law after a sweep that updates x_0 first), or a mixture
+            of orders ``{(0, 1, 2): 0.5, (2, 1, 0): 0.5}``.
+
+    Raises:
+        FlexgenError: a scan that never updates some site, or that does not converge.
+
+    A sweep takes a covariance Σ to FΣF' + Q; the fixed point solves a discrete Lyapunov equation. Q being positive
+    definite, a fixed point that is positive definite exists iff the sweeps' second moments converge.
+    """
+    size = conditionals.num_sites
+    sweeps = [(weight, *_sweep(conditionals, order)) for weight, order in _orders(scan, size)]
+    if len(sweeps) == 1:
+        _, move, noise = sweeps[0]
+        rate = float(np.abs(np.linalg.eigvals(move)).max())
+        if rate >= 1 - 1e-12:
+            raise FlexgenError(
+                "conditionals", f"diverge under this scan (each sweep scales by {rate:.6g})", "Shrink the coefficients."
+            )
+        covariance = solve_discrete_lyapunov(move, noise)
+    else:
+        covariance = _mixed(sweeps, size)
+    covariance = (covariance + covariance.T) / 2
+    spectrum = np.linalg.eigvalsh(covariance)
+    if not spectrum[0] > 0:
+        raise FlexgenError(
+            "conditionals", "diverge under this scan: no stationary covariance exists", "Shrink the coefficients."
+        )
+    return GaussianLaw(conditionals.mean, torch.from_numpy(covariance), len(sweeps) == 1)
+
+
+@dataclass(frozen=True, eq=False)
+class ClosestGaussian:
+    """The I-projection: of all laws r the one with the least Σ_i KL(r || r_{-i} q_i), which is a normal law.
+
+    Args:
+        joint: the law.
+        objective: nats; a lower bound on Σ_i E_p KL(p_i || q_i) under any law p that has second moments.
+        residual: relative size of the gradient, |Ω D^-1 Ω - J'diag(s²)J| / |J'diag(s²)J|; zero at the optimum.
+    """
+
+    joint: Gaussian
+    objective: float
+    residual: float
+
+
+def closest_gaussian(conditionals: GaussianConditionals, *, num_iterations: int = 2000) -> ClosestGaussian:
+    """The closest joint of linear-Gaussian conditionals, in the sense of ``closest_joint(kind="I")``.
+
+    For given moments a normal law has the largest conditional entropies, so it is the closest of all laws. Its mean is
+    the conditionals' own. With Ω its precision, D = diag Ω and M = (I - B)'diag(1/s²)(I - B), the gradient of the
+    convex objective vanishes iff Ω D^-1 Ω = M, that is, iff W = (D^-½ M D^-½)^½ has a unit diagonal; then
+    Ω = D^½ W D^½. Solved by scaling D.
+
+    Raises:
+        FlexgenError: if I - B is singular, or the scaling does not converge.
+    """
+    factor = (torch.eye(conditionals.num_sites, dtype=torch.float64) - conditionals.coefficients) / (
+        conditionals.variances.sqrt()[:, None]
+    )
+    mean, target = conditionals.mean, factor.T @ factor
+    scale = target.diagonal().sqrt() / conditionals.variances.sqrt()
+    for _ in range(num_iterations):
+        root = scale.rsqrt()
+        values, vectors = torch.linalg.eigh(target * root[:, None] * root)
+        square_root = (vectors * values.clamp_min(0.0).sqrt()) @ vectors.T
+        off = square_root.diagonal()
+        if float((off - 1).abs().max()) < 1e-14:
+            break
+        scale = scale * off**1.5
+    precision = square_root / root[:, None] / root
+    precision = (precision + precision.T) / 2
+    balance = (precision / precision.diagonal()) @ precision
+    residual = float((balance - target).norm() / target.norm())
+    if not residual < 1e-8:
+        raise FlexgenError("conditionals", f"have no closest joint within reach (residual {residual:.3g})", "Shrink B.")
+    joint = Gaussian.from_precision(mean, precision)
+    logs = (conditionals.variances * precision.diagonal()).log()
+    objective = 0.5 * float((logs - 1).sum() + (target * joint.covariance).sum())
+    return ClosestGaussian(joint, max(0.0, objective), residual)
+
+
+def _sweep(conditionals: GaussianConditionals, order: Sequence[int]) -> tuple[Floats, Floats]:
+    """F and Q: a sweep takes x - mean to F (x - mean) plus noise of covariance Q."""
+    move, noise = np.eye(conditionals.num_sites), np.zeros((conditionals.num_sites,) * 2)
+    coefficients = conditionals.coefficients.numpy()
+    for site in order:
+        move[site] = coefficients[site] @ move
+        noise[site] = coefficients[site] @ noise
+        noise[:, site] = noise @ coefficients[site]
+        noise[site, site] += float(conditionals.variances[site])
+    return move, noise
+
+
+def _mixed(sweeps: list[tuple[float, Floats, Floats]], size: int) -> Floats:
+    """Σ = Σ_k w_k (F_k Σ F_k' + Q_k)."""
+    right = sum((weight * noise for weight, _, noise in sweeps), np.zeros((size, size)))
+
+    def balance(vector: Floats) -> Floats:
+        covariance = vector.reshape(size, size)
+        moved = sum((weight * (move @ covariance @ move.T) for weight, move, _ in sweeps), np.zeros((size, size)))
+        return np.asarray((covariance - moved).reshape(-1))
+
+    if size <= _DIRECT_SITES:
+        matrix = np.eye(size * size) - sum(weight * np.kron(move, move) for weight, move, _ in sweeps)
+        return np.asarray(np.linalg.solve(matrix, right.reshape(-1)).reshape(size, size))
+    operator = LinearOperator((size * size,) * 2, matvec=balance, dtype=np.float64)
+    solved, failed = gmres(operator, right.reshape(-1), rtol=1e-13, atol=0.0, restart=100, maxiter=50)
+    if failed:
+        raise FlexgenError("conditionals", "mix too slowly for this scan's covariance", "Shrink the coefficients.")
+    return np.asarray(solved.reshape(size, size))
+
+
+def _orders(scan: Scan, size: int) -> list[tuple[float, tuple[int, ...]]]:
+    """A scan as orders with weights; together they update every site."""
+    if isinstance(scan, str):
+        if scan != "random":
+            raise FlexgenError("scan", f"is {scan!r}", "Say 'random', an order such as (0, 1, 2), or a mixture.")
+        return [(1 / size, (site,)) for site in range(size)]
+    weighted = dict(scan) if isinstance(scan, Mapping) else {tuple(int(site) for site in scan): 1.0}
+    weights = list(weighted.values())
+    if not weights or min(weights) < 0 or abs(sum(weights) - 1) > 1e-9:
+        raise FlexgenError("scan", f"has weights {weights}", "Give every order a probability; they sum to 1.")
+    orders = [(weight, order) for order, weight in weighted.items() if weight]
+    if {site for _, order in orders for site in order} != set(range(size)):
+        raise FlexgenError("scan", f"is {scan!r}", f"Update each of the sites 0 to {size - 1}, and no other.")
+    return orders
