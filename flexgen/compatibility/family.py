@@ -47,6 +47,11 @@ class ConditionalLaw:
         """P and C together."""
         return frozenset(self.target + self.observed)
 
+    def at(self, state: Sequence[int]) -> float:
+        """The stated probability at a state, given as one code a site."""
+        sizes = self.table.shape
+        return float(self.table[tuple(0 if size == 1 else code for code, size in zip(state, sizes, strict=True))])
+
 
 class ConditionalFamily:
     """Conditionals p(x_P | x_C) over N finite sites, which may or may not belong to one joint.

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from flexgen.compatibility.cycles import check_graph
 from flexgen.compatibility.family import ConditionalFamily, Labels, as_family
+from flexgen.compatibility.general import LINEAR_TOLERANCE, check_chain, check_linear, find_chain
+from flexgen.compatibility.odds import worst_rectangle
 from flexgen.compatibility.violation import Violation
 from flexgen.errors import FlexgenError
 from flexgen.exact import ConditionalTables, JointTable
@@ -74,16 +75,19 @@ def check_tables(
         FlexgenError: more than 2^16 states, or a family that needs a linear programme that is too large.
 
     Complete conditionals are decided on the graph of their states (`flexgen.compatibility.cycles`), zeros included:
-    O(S) states and edges, no loop over them.
+    O(S) states and edges, no loop over them. Families that marginalise sites out are decided by the chain rule where
+    some of them chain to a joint, else by linear programmes (`flexgen.compatibility.general`), up to 2^11 states.
     """
     family = as_family(tables, labels)
     if not tolerance >= 0:
         raise FlexgenError("tolerance", f"is {tolerance}", "Pass nats, zero or more.")
+    if not family.is_complete:
+        return _check_general(family, tolerance)
     found = check_graph(family, tolerance)
     verdict: Verdict = "compatible" if found.covers else "weakly compatible" if found.num_joints else "incompatible"
     return TableCheck(
         verdict,
-        None if found.joint is None else _joint(found.joint, family),
+        None if found.joint is None else JointTable.from_unnormalised(torch.from_numpy(found.joint).view(family.shape)),
         found.num_joints == 1 if found.num_joints else None,
         found.violation,
         found.rectangle.gap,
@@ -93,5 +97,20 @@ def check_tables(
     )
 
 
-def _joint(p: np.ndarray, family: ConditionalFamily) -> JointTable:
-    return JointTable.from_unnormalised(torch.from_numpy(p).view(family.shape))
+def _check_general(family: ConditionalFamily, tolerance: float) -> TableCheck:
+    """The verdict on a family that marginalises sites out."""
+    chain = find_chain(family)
+    found = check_linear(family) if chain is None else check_chain(family, chain, tolerance)
+    verdict: Verdict = "incompatible"
+    if found.joint is not None:
+        verdict = "compatible" if found.covers else "weakly compatible"
+    return TableCheck(
+        verdict,
+        None if found.joint is None else JointTable.from_unnormalised(found.joint),
+        None if found.joint is None else found.unique,
+        found.violation,
+        worst_rectangle(family).gap,
+        None,
+        LINEAR_TOLERANCE if chain is None else tolerance,
+        "linear programme" if chain is None else "chain",
+    )

@@ -78,7 +78,7 @@ def loop_violation(family: ConditionalFamily, states: Sequence[int], laws: Seque
     for k, law in enumerate(laws):
         here, there = codes[k], codes[(k + 1) % len(codes)]
         forth, back = (family.question(law, code, held=held) for code in (there, here))
-        steps.append(Step(forth, _entry(law, there), back, _entry(law, here)))
+        steps.append(Step(forth, law.at(there), back, law.at(here)))
     log_ratio = math.fsum(math.log(step.forward) - math.log(step.backward) for step in steps)
     if log_ratio < 0:
         steps = [Step(s.backward_question, s.backward, s.forward_question, s.forward) for s in reversed(steps)]
@@ -104,11 +104,6 @@ def support_violation(
         math.inf,
         (family.labelled(code, positive.sites | zero.sites),),
         (),
-        f"{family.question(positive, code)} = {_entry(positive, code):.6g}, but {family.question(zero, code)} = 0: "
+        f"{family.question(positive, code)} = {positive.at(code):.6g}, but {family.question(zero, code)} = 0: "
         "a move without a way back.",
     )
-
-
-def _entry(law: ConditionalLaw, codes: Sequence[int]) -> float:
-    """The stated probability at a state."""
-    return float(law.table[tuple(0 if size == 1 else code for code, size in zip(codes, law.table.shape, strict=True))])
