@@ -6,8 +6,8 @@ from flexgen._lazy import lazily
 
 # Public name -> module that holds it. Loaded on first use.
 _MODULE_OF: dict[str, str] = {
-    "BlockTV": "flexgen.compatibility.block_variation",
-    "BlockVariation": "flexgen.compatibility.block_variation",
+    "BlockTV": "flexgen.compatibility.total_variation",
+    "BlockVariation": "flexgen.compatibility.total_variation",
     "Change": "flexgen.compatibility.impact",
     "Circulation": "flexgen.compatibility.network_circulation",
     "ClosestJoint": "flexgen.compatibility.closest",
@@ -34,7 +34,7 @@ _MODULE_OF: dict[str, str] = {
     "TableCheck": "flexgen.compatibility.tables",
     "Values": "flexgen.compatibility.values",
     "Violation": "flexgen.compatibility.violation",
-    "block_variation": "flexgen.compatibility.block_variation",
+    "block_variation": "flexgen.compatibility.total_variation",
     "bootstrap_test": "flexgen.compatibility.estimated",
     "check_gaussian": "flexgen.compatibility.gaussian",
     "check_tables": "flexgen.compatibility.tables",

@@ -20,7 +20,7 @@ from flexgen.checks import whole_number
 from flexgen.compatibility import counted
 from flexgen.compatibility.rectangle_gaps import LogOddsGap, gaps_of_counts
 from flexgen.errors import DataError, FlexgenError
-from flexgen.exact import ConditionalTables
+from flexgen.exact import ConditionalTables, JointTable
 from flexgen.rng import Randomness
 
 __all__ = ["EstimatedTest", "bootstrap_test", "refits_test", "wald_test"]
@@ -111,7 +111,7 @@ def bootstrap_test(
     *,
     generator: Randomness,
     num_draws: int = 999,
-    project: Callable[[ConditionalTables], Tensor] | None = None,
+    project: Callable[[ConditionalTables], Tensor | JointTable] | None = None,
     level: float = 0.05,
     margin: float | None = None,
     correction: float = 0.5,
@@ -127,9 +127,9 @@ def bootstrap_test(
         counts, level, margin, correction: as for `wald_test`.
         generator: of the new samples.
         num_draws: how many; p-values are multiples of 1 / (num_draws + 1).
-        project: the joint to draw from, ``[V_0, .., V_{N-1}]``, given the counted conditionals; for example
-            ``lambda tables: closest_joint(tables, kind="I").joint``. Default: the joint of greatest likelihood, which
-            weighs each conditional law by how often it was seen.
+        project: the joint to draw from, a `JointTable` or ``[V_0, .., V_{N-1}]``, given the counted conditionals; for
+            example ``lambda tables: closest_joint(tables, kind="I").joint``. Default: the joint of greatest likelihood,
+            which weighs each conditional law by how often it was seen.
 
     Raises:
         DataError: as `wald_test`.
@@ -234,9 +234,10 @@ def _contrasts(shape: Sequence[int]) -> Tensor:
     return vectors[:, num_sites * num_states - counted.degrees_of_freedom(shape) :].T
 
 
-def _projected(project: Callable[[ConditionalTables], Tensor], smoothed: Tensor) -> Tensor:
+def _projected(project: Callable[[ConditionalTables], Tensor | JointTable], smoothed: Tensor) -> Tensor:
     tables = ConditionalTables([t / t.sum(i, keepdim=True) for i, t in enumerate(smoothed)])
-    joint = torch.as_tensor(project(tables)).to(torch.float64)
+    answer = project(tables)
+    joint = answer.p if isinstance(answer, JointTable) else torch.as_tensor(answer).to(torch.float64)
     if joint.shape != smoothed.shape[1:] or not bool((joint > 0).all()):
         raise FlexgenError(
             "project",

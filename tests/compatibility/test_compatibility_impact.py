@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from flexgen.compatibility.block_variation import block_variation
+from flexgen.compatibility.total_variation import block_variation
 from flexgen.compatibility.excess_risk import excess_pseudo_log_likelihood, pseudo_log_likelihood
 from flexgen.compatibility.impact import statistic_change
 from flexgen.errors import DataError
