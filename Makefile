@@ -6,7 +6,7 @@ READY := .venv/.ready
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test lint format slow clean
+.PHONY: help setup demo mazes test lint format slow clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -25,6 +25,16 @@ demo: $(READY)  ## Learn a real table and sample its joint by Gibbs, generate a 
 	$(BIN)/flexgen demo overwrite=true
 	$(BIN)/flexgen video model=checkpoints/mazes32 observed=checkpoints/mazes32/held_out.mp4 num_observed=12 \
 		num_frames=240 output=out/demo overwrite=true
+
+# What miniworld needs to render without a screen.
+GL := xvfb libgl1 libglu1-mesa libgl1-mesa-dri
+
+mazes: $(READY)  ## Render videos to train and test video models on into mazes/; goes on where it was stopped
+	$(BIN)/python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("miniworld") is None)' || \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[render]"
+	dpkg -s $(GL) > /dev/null 2>&1 || (apt-get update && apt-get install -y $(GL))
+	$(BIN)/flexgen render output=mazes/train num_clips=240
+	$(BIN)/flexgen render output=mazes/held_out num_clips=24 seed=1
 
 test: lint  ## Lint, types and the default test tier
 	$(BIN)/python -m pytest -n 2 --dist loadfile

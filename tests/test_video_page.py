@@ -17,13 +17,14 @@ def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     names: dict = {}
     exec(compile("\n".join(blocks), "docs/video.md", "exec"), names)
     walk = names["walk"]
     assert walk.shape == (41, 32, 32, 3)
     assert np.array_equal(names["between"].frames[[0, 20, 40]], walk[[0, 20, 40]])
     assert np.array_equal(names["video"].frames[:12], walk[:12])
+    assert names["looking"].plan.name == "adaptive-hierarchy-2"
     assert names["out"].video == Path("out/walk/video.mp4")
     window = names["out"].plan.windows[2]
     changed = (names["again"].frames != names["video"].frames).any((1, 2, 3)).nonzero()[0]

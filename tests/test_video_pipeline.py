@@ -136,7 +136,7 @@ def test_a_killed_call_of_a_plan_that_looks(pipe: VideoPipeline, tmp_path: Path)
 
     with pytest.raises(Killed):
         pipe(observed(), **how, output_dir=tmp_path, callback_on_step_end=kill)
-    with pytest.raises(CheckpointError, match="output_dir: .* is not finished"):
+    with pytest.raises(CheckpointError, match=r"output_dir: .* is not finished"):
         pipe.resample(tmp_path, window=0, draw=0)
     out = pipe(observed(), **how, output_dir=tmp_path)
     assert out.plan == whole.plan

@@ -26,7 +26,11 @@ def run(config: DictConfig) -> None:
     chosen = read(Parameters, config)
     if chosen.kinds:
         raise ConfigError("kinds", f"is {chosen.kinds}, but the data are videos", "Leave it out.")
-    settings = read(BackboneSettings, config.model, at="model.")
+    try:
+        settings = read(BackboneSettings, config.model, at="model.")
+    except ConfigError as error:
+        at = "" if error.argument.startswith("model.") else "model."
+        raise ConfigError(at + error.argument, error.problem, error.fix) from error
     start_from = chosen.training.pop("start_from", None)
     training = read(TrainingSettings, {**chosen.training, "seed": chosen.seed}, at="training.")
     law = build(config.law, at="law")

@@ -12,7 +12,7 @@ from flexgen.training.checkpoint import (
 )
 from flexgen.training.ema import Ema
 from flexgen.training.loop import train
-from flexgen.training.objectives import MaskedLikelihood, Objective, masked_likelihood
+from flexgen.training.objectives import MaskedLikelihood, MovingObjective, Objective, masked_likelihood
 from flexgen.training.settings import TrainingSettings, learning_rate
 from flexgen.training.state import TrainingResult
 from flexgen.training.validation import held_out_loss
@@ -22,6 +22,7 @@ __all__ = [
     "Ema",
     "EpochOrder",
     "MaskedLikelihood",
+    "MovingObjective",
     "Objective",
     "TensorData",
     "TrainingData",

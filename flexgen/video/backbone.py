@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,9 @@ from flexgen.errors import CheckpointError, ConfigError
 from flexgen.networks.frame_unet import FrameUNet
 from flexgen.video.process import NoiseProcess, PixelScale
 
-__all__ = ["VideoBackbone"]
+__all__ = ["NETWORK_KEYS", "VideoBackbone"]
+
+NETWORK_KEYS = tuple(name for name in inspect.signature(FrameUNet).parameters if name != "self")
 
 _FILE = "backbone.json"
 _FORMAT = 1
@@ -114,6 +117,8 @@ class VideoBackbone(nn.Module):
             network = _read_network(folder / "network")
             process, scale = NoiseProcess(**content["process"]), PixelScale(**content["scale"])
             window = int(content["window"])
+        except CheckpointError:
+            raise
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError("folder", f"{folder} cannot be read: {reason}", "Copy the folder anew.") from error
@@ -128,6 +133,11 @@ def _read_network(folder: Path) -> FrameUNet:
     config = json.loads((folder / "config.json").read_text())
     if config.get("_class_name") != FrameUNet.__name__:
         raise CheckpointError("folder", f"{folder} holds a {config.get('_class_name')}", "Name a FrameUNet's.")
+    unknown = [name for name in config if name not in NETWORK_KEYS and not name.startswith("_")]
+    if unknown:  # diffusers would leave it out, and build another network
+        problem = f"{folder / 'config.json'} has a key {unknown[0]!r}, which FrameUNet has not"
+        fix = f"Its keys are {', '.join(NETWORK_KEYS)}. Use the version of flexgen that wrote it."
+        raise CheckpointError("folder", problem, fix)
     network, found = FrameUNet.from_pretrained(
         folder, torch_dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
     )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flexgen import rng
+from flexgen.checks import did_you_mean
 from flexgen.errors import ConfigError, DataError
 from flexgen.laws import MaskLaw, MovingLaw
 from flexgen.networks.frame_unet import FrameUNet
@@ -19,7 +20,7 @@ from flexgen.rng import Randomness
 from flexgen.training import TrainingData, TrainingResult, TrainingSettings, train
 from flexgen.training.batches import Batch
 from flexgen.training.state import Record
-from flexgen.video.backbone import VideoBackbone
+from flexgen.video.backbone import NETWORK_KEYS, VideoBackbone
 from flexgen.video.objective import FrameDenoising
 from flexgen.video.process import NoiseProcess, PixelScale
 
@@ -48,6 +49,12 @@ class BackboneSettings:
     observed_noise: float = 0.0
     flip: bool = False
 
+    def __post_init__(self) -> None:
+        for name in self.network:
+            if name not in NETWORK_KEYS:
+                fix = f"{did_you_mean(name, NETWORK_KEYS)}Choose among {', '.join(NETWORK_KEYS)}."
+                raise ConfigError(f"network.{name}", "is no key of FrameUNet", fix)
+
     def process(self) -> NoiseProcess:
         return NoiseProcess(self.prediction, self.betas)  # type: ignore[arg-type]
 
@@ -73,11 +80,14 @@ def fit_backbone(
             validation asks what it asks in the end.
         settings, training: what, and how long.
         held_out: clips to validate on.
-        start_from: weights to begin with, of a backbone of the same network, except perhaps for its attention (one-way or
-            full), attention backend and dropout; its pixel scale is kept.
+        start_from: weights to begin with, of a backbone of the same network, except perhaps for its attention (one-way
+            or full), attention backend and dropout; its pixel scale is kept.
         directory, resume, progress, on_record: see ``flexgen.training.train``.
     """
     shape = _frame_shape(data)
+    for name, size in (("sample_size", shape[0]), ("in_channels", shape[2])):
+        if (told := settings.network.get(name, size)) != size:
+            raise ConfigError(f"network.{name}", f"is {told!r}, but the data have {size}", "Leave it out.")
     process = settings.process()
     if start_from is None:
         scale = pixel_scale(data)

@@ -188,6 +188,15 @@ def test_wrong_keys_are_named(
     assert not (tmp_path / "out" / "frames").exists()
 
 
+def test_a_key_that_no_network_has_is_named(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", *SMALL, f"data.folder={trained / 'train'}", f"output={tmp_path / 'out'}"]
+    assert main([*command, "+model.network.chanels=[8,16]"]) == 2
+    told = capsys.readouterr().err
+    assert "model.network.chanels: is no key of FrameUNet. Did you mean 'channels'? Choose among sample_size," in told
+    assert main([*command, "+model.network.sample_size=16"]) == 2
+    assert "network.sample_size: is 16, but the data have 8" in capsys.readouterr().err
+
+
 def test_a_model_for_tables_is_refused_for_videos(trained: Path, tmp_path: Path, capsys) -> None:
     command = ["train", "data=videos", f"data.folder={trained / 'train'}", "law=fdm", f"output={tmp_path / 'out'}"]
     assert main(command) == 2

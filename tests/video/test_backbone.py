@@ -126,6 +126,11 @@ def test_a_foreign_network(saved: Path) -> None:
     path.write_text(json.dumps({**config, "_class_name": "UNet2DModel"}))
     with pytest.raises(CheckpointError, match="holds a UNet2DModel"):
         VideoBackbone.from_pretrained(saved)
+    path.write_text(json.dumps({**config, "chanels": [1]}))
+    with pytest.raises(
+        CheckpointError, match=r"has a key 'chanels', which FrameUNet has not\. Its keys are sample_size"
+    ):
+        VideoBackbone.from_pretrained(saved)
     path.write_text(json.dumps({**config, "attention": "causal"}))
     with pytest.raises(CheckpointError, match="cannot be read: attention: is 'causal'"):
         VideoBackbone.from_pretrained(saved)

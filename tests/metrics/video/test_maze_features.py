@@ -157,3 +157,10 @@ def test_errors(tmp_path: Path) -> None:
     metric.update(videos(1))
     with pytest.raises(DataError, match="of one kind alone"):
         metric.compute()
+
+
+def test_they_stand_beside_the_other_scores():
+    from flexgen.metrics import video
+
+    assert (video.MazeFeatures, video.WalkStatistics) == (MazeFeatures, WalkStatistics)
+    assert {"MazeFeatures", "WalkStatistics"} <= set(video.__all__)
