@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
@@ -17,12 +16,13 @@ import torch
 from torch import Tensor
 
 from flexgen import rng
-from flexgen.checks import folder_path, randomness, renamed, usable_device, whole_number
+from flexgen.checks import folder_path, renamed, usable_device, whole_number
 from flexgen.data.video_files import VideoWriter
 from flexgen.errors import CheckpointError, ConfigError, DataError, PlanError
 from flexgen.rng import Randomness
 from flexgen.video.backbone import VideoBackbone
 from flexgen.video.given import given_frames, given_places
+from flexgen.video.options import arithmetic, finite, flag_or_none, seed_or_source
 from flexgen.video.sampling import WindowSampler
 from flexgen.video.storage import FrameStore
 from flexgen.video.video_folder import (
@@ -46,14 +46,6 @@ __all__ = ["VideoOutput", "VideoPipeline"]
 
 Frames = npt.NDArray[np.uint8]
 OnStep = Callable[[int, Tensor], object]
-
-_ARITHMETIC: dict[torch.dtype | str | None, torch.dtype | None] = {
-    None: None,
-    "float32": None,
-    torch.float32: None,
-    **dict.fromkeys(("bfloat16", "bf16", torch.bfloat16), torch.bfloat16),
-    **dict.fromkeys(("float16", "fp16", torch.float16), torch.float16),
-}
 
 
 @dataclass(frozen=True)
@@ -207,7 +199,7 @@ class VideoPipeline:
         """
         num_frames = whole_number("num_frames", num_frames, 1, DataError)
         batch_size, fps = whole_number("batch_size", batch_size, 1, ConfigError), whole_number("fps", fps, 1, DataError)
-        generator = _seed_or_source(generator, needs_seed=output_dir is not None)
+        generator = seed_or_source(generator, needs_seed=output_dir is not None)
         _check_output(output_type, output_dir, fps)
         observed = given_frames(
             observed_frames, frame_shape=self.backbone.frame_shape, num_frames=num_frames, num_observed=num_observed
@@ -217,23 +209,25 @@ class VideoPipeline:
         order = np.argsort(index) if index else np.zeros(0, np.int64)
         model = WindowSampler(
             self.backbone,
-            num_inference_steps=num_inference_steps,
+            num_inference_steps=whole_number("num_inference_steps", num_inference_steps, 1, ConfigError),
             scheduler=scheduler,
-            history_guidance=_finite("history_guidance", history_guidance),
-            observed_noise=_finite("observed_noise", observed_noise),
-            cached=cached,
-            dtype=_arithmetic(dtype),
+            history_guidance=finite("history_guidance", history_guidance),
+            observed_noise=finite("observed_noise", observed_noise),
+            cached=flag_or_none("cached", cached),
+            dtype=arithmetic(dtype),
             on_step=callback_on_step_end,
         )
+        if not (callback_on_step_end is None or callable(callback_on_step_end)):
+            raise ConfigError("callback_on_step_end", f"is {callback_on_step_end!r}", "Pass a function, or None.")
         team = Team()
         if team.size > 1 and output_dir is None:
             raise ConfigError("output_dir", f"is None, but {team.size} processes share the work", "Name a folder.")
         folder = Path(tempfile.mkdtemp(prefix="flexgen-")) if output_dir is None else Path(output_dir)
         try:
             with errors_of(folder):
+                if overwrite:
+                    team.first(lambda: remove(folder))
                 with writing(folder):
-                    if overwrite:
-                        team.first(lambda: remove(folder))
                     store = FrameStore.open(
                         folder / "frames",
                         shape=(num_frames, *self.backbone.frame_shape),
@@ -241,11 +235,10 @@ class VideoPipeline:
                         observed_frames=observed[order],
                         request=model.settings(),
                     )
-                    team.first(lambda: (folder / PLAN_FILE).write_text(_plan_text(chosen, store), encoding="utf-8"))
+                # What is there may be of a video that this call is no repetition of: it stays until that is known.
+                team.first(lambda: _write_plan(folder / PLAN_FILE, chosen, store, replace=False))
                 execute(model, chosen, store, seed=rng.seed_from(generator), batch_size=batch_size, progress=progress)
-                if isinstance(chosen, AdaptivePlan):  # it is known now
-                    with writing(folder):
-                        team.first(lambda: (folder / PLAN_FILE).write_text(_plan_text(chosen, store), encoding="utf-8"))
+                team.first(lambda: _write_plan(folder / PLAN_FILE, chosen, store, replace=True))
             video = sheet = None
             frames: Any = store.frames()
             if output_dir is None:
@@ -285,7 +278,7 @@ class VideoPipeline:
             fps: of the video file, if there is one.
             batch_size, progress: as in the call.
         """
-        folder = folder_path("output_dir", output_dir)
+        folder, fps = folder_path("output_dir", output_dir), whole_number("fps", fps, 1, DataError)
         with errors_of(folder):
             store = FrameStore.existing(folder / "frames")
             plan = _plan_of(folder / PLAN_FILE)
@@ -320,15 +313,6 @@ class VideoPipeline:
         )
 
 
-def _seed_or_source(generator: Randomness | int | None, *, needs_seed: bool) -> Randomness | int | None:
-    generator = randomness("generator", generator)
-    if isinstance(generator, int) and generator < 0:
-        raise ConfigError("generator", f"is {generator}", "Pass a seed of at least 0.")
-    if needs_seed and generator is None:
-        raise ConfigError("generator", "is None", "Pass a seed, so that the same call can go on with its work.")
-    return generator
-
-
 def _check_output(output_type: str, output_dir: str | Path | None, fps: int) -> None:
     if output_type not in ("np", "pt", "mp4"):
         raise ConfigError("output_type", f"is {output_type!r}", "Choose 'np', 'pt' or 'mp4'.")
@@ -341,22 +325,6 @@ def _check_output(output_type: str, output_dir: str | Path | None, fps: int) -> 
             VideoWriter(Path(output_dir) / VIDEO_FILE, fps=fps)  # says now that PyAV is missing
 
 
-def _arithmetic(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    if dtype not in _ARITHMETIC:
-        raise ConfigError("dtype", f"is {dtype!r}", "Choose float32, bfloat16 or float16.")
-    return _ARITHMETIC[dtype]
-
-
-def _finite(argument: str, value: float) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ConfigError(argument, f"is {value!r}", "Pass a number.")
-    return number
-
-
 def _walked(plan: Plan | AdaptivePlan, store: FrameStore) -> Plan:
     """The plan; of an adaptive one, what it came to."""
     if isinstance(plan, Plan):
@@ -364,22 +332,29 @@ def _walked(plan: Plan | AdaptivePlan, store: FrameStore) -> Plan:
     return plan.chosen([Window(**window) for window in store.notes["windows"]])
 
 
-def _plan_text(plan: Plan | AdaptivePlan, store: FrameStore) -> str:
-    """For ``plan.json``: a plan; an adaptive one as such, and once it is walked, the windows that it chose as well."""
+def _write_plan(path: Path, plan: Plan | AdaptivePlan, store: FrameStore, *, replace: bool) -> None:
+    """A plan; an adaptive one as such, and once it is walked, the windows that it chose as well."""
+    if path.exists() and not replace:
+        return
     if isinstance(plan, Plan):
-        return plan.to_json()
-    is_walked = len(store.notes.get("windows", ())) == plan.num_evaluations
-    return json.dumps({**(_walked(plan, store).to_dict() if is_walked else {}), "adaptive": plan.to_dict()})
+        text = plan.to_json()
+    else:
+        is_walked = len(store.notes.get("windows", ())) == plan.num_evaluations
+        text = json.dumps({**(_walked(plan, store).to_dict() if is_walked else {}), "adaptive": plan.to_dict()})
+    partial = path.with_name(f".partial-{path.name}")
+    with writing(path.parent):
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
 
 
 def _plan_of(path: Path) -> Plan | AdaptivePlan:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        if "adaptive" not in data:
+            return Plan.from_dict(data)
+    except (OSError, ValueError, TypeError) as error:  # a PlanError among them
         problem = f"{str(path)!r} cannot be read ({error})"
-        raise CheckpointError("output_dir", problem, "Name the folder of a video that a call made.") from error
-    if "adaptive" not in data:
-        return Plan.from_dict(data)
+        raise CheckpointError("output_dir", problem, "Repeat the call that made the video.") from error
 
     def not_asked(_frames: Tensor, _others: Tensor) -> Tensor:  # of a finished video, whose windows are chosen
         raise NotImplementedError

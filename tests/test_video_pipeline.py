@@ -119,7 +119,7 @@ def test_a_plan_that_looks_sees_what_is_there_and_is_told_what_it_came_to(pipe: 
     assert again.plan == out.plan
     changed = {int(frame) for frame in (again.frames != before).any((1, 2, 3)).nonzero()[0]}
     assert changed == set(out.plan.windows[last].target)
-    with pytest.raises(CheckpointError, match="made for another request: plan was"):
+    with pytest.raises(CheckpointError, match="made for another request: plan is another"):
         pipe(given, **how, plan="adaptive-autoregressive", output_dir=tmp_path)
 
 
@@ -212,6 +212,25 @@ def test_a_folder_of_another_call_is_refused(pipe: VideoPipeline, tmp_path: Path
         pipe(observed(), **how, num_inference_steps=2, generator=6)
     with pytest.raises(CheckpointError, match="backbone"):
         VideoPipeline(backbone(seed=9))(observed(), **how, num_inference_steps=2, generator=5)
+
+
+def test_a_refused_call_leaves_the_folder_as_it_was(pipe: VideoPipeline, tmp_path: Path) -> None:
+    how = {"num_frames": 12, "num_inference_steps": 2, "generator": 5, "output_dir": tmp_path}
+    pipe(observed(), **how)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(CheckpointError, match="plan is another"):
+        pipe(observed(), **how, plan="autoregressive")
+    with pytest.raises(CheckpointError, match="the observed frames are others"):
+        pipe(observed(seed=2), **how)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    for change, text in {"window": 99, "draw": -1, "fps": 0, "batch_size": 0}.items():
+        with pytest.raises(FlexgenError, match=f"{change}: is {text}"):
+            pipe.resample(tmp_path, **{"window": 0, change: text})
+    (tmp_path / "plan.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"output_dir: .*plan.json' cannot be read"):
+        pipe.resample(tmp_path, window=0)
+    pipe(observed(), **how)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_a_video_made_anew_leaves_all_else(pipe: VideoPipeline, tmp_path: Path) -> None:
@@ -359,6 +378,10 @@ def test_wrong_arguments_are_named(pipe: VideoPipeline, tmp_path: Path) -> None:
         (ConfigError, "num_inference_steps: is 0", {"num_inference_steps": 0}),
         (ConfigError, "output_type: is 'gif'", {"output_type": "gif"}),
         (ConfigError, "output_dir: is None", {"output_type": "mp4"}),
+        (ConfigError, "num_inference_steps: is True", {"num_inference_steps": True}),
+        (ConfigError, "cached: is 'no'", {"cached": "no"}),
+        (ConfigError, "callback_on_step_end: is 3", {"callback_on_step_end": 3}),
+        (ConfigError, r"dtype: is \[1\]", {"dtype": [1]}),
         (ConfigError, "dtype: is torch.int8", {"dtype": torch.int8}),
         (ConfigError, "batch_size: is 0", {"batch_size": 0}),
         (ConfigError, "generator: is -1", {"generator": -1}),

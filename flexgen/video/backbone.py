@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from flexgen.checks import folder_path
 from flexgen.errors import CheckpointError, ConfigError
 from flexgen.networks.frame_unet import FrameUNet
 from flexgen.video.process import NoiseProcess, PixelScale
@@ -99,7 +100,7 @@ class VideoBackbone(nn.Module):
         Raises:
             CheckpointError: no such folder, a file missing or damaged, another format.
         """
-        folder = Path(folder)
+        folder = folder_path("folder", folder)
         try:
             content = json.loads((folder / _FILE).read_text())
         except OSError as error:

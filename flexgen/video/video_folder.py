@@ -26,10 +26,11 @@ _LEAST_SIDE = 256  # of an mp4, in pixels
 
 def remove(folder: Path) -> None:
     """The video that an earlier call left; nothing else."""
-    if (folder / "frames" / SIDECAR).is_file():
-        shutil.rmtree(folder / "frames")
-    for name in (PLAN_FILE, VIDEO_FILE, SHEET_FILE):
-        (folder / name).unlink(missing_ok=True)
+    with writing(folder):
+        if (folder / "frames" / SIDECAR).is_file():
+            shutil.rmtree(folder / "frames")
+        for name in (PLAN_FILE, VIDEO_FILE, SHEET_FILE):
+            (folder / name).unlink(missing_ok=True)
 
 
 def write_video(frames: Frames, path: Path, fps: int) -> Path:

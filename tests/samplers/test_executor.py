@@ -219,7 +219,7 @@ def test_another_plan_or_seed_is_refused(tmp_path: Path) -> None:
     video(tmp_path / "s")
     with pytest.raises(CheckpointError, match=r"another request: seed was 5 and is now 6. Repeat the request"):
         video(tmp_path / "s", seed=6)
-    with pytest.raises(CheckpointError, match=r"another request: plan was \w+ and is now \w+"):
+    with pytest.raises(CheckpointError, match="another request: plan is another"):
         video(tmp_path / "s", plan=replace(PLAN, name="other"))
 
 

@@ -111,7 +111,7 @@ def test_killed_while_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ({"request": {"model": "b"}}, "model was a and is now b"),
         ({"request": {}}, "model was a and is now absent"),
         ({"shape": (10, 4, 4, 3)}, r"shape was \[9, 4, 4, 3\] and is now \[10, 4, 4, 3\]"),
-        ({"observed_frames": GIVEN + 1}, "observed.digest was .* and is now"),
+        ({"observed_frames": GIVEN + 1}, "the observed frames are others"),
         ({"observed": [0, 7]}, "observed.frames was 0, 8 and is now 0, 7"),
         ({"dtype": "int8", "observed_frames": GIVEN.astype("int8")}, r"dtype was \|u1 and is now \|i1"),
     ],
