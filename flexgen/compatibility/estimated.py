@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from scipy import stats
@@ -18,14 +18,13 @@ from torch import Tensor
 from flexgen import rng
 from flexgen.checks import whole_number
 from flexgen.compatibility import counted
+from flexgen.compatibility.effects import Verdict
 from flexgen.compatibility.rectangle_gaps import LogOddsGap, gaps_of_counts
 from flexgen.errors import DataError, FlexgenError
 from flexgen.exact import ConditionalTables, JointTable
 from flexgen.rng import Randomness
 
 __all__ = ["EstimatedTest", "bootstrap_test", "refits_test", "wald_test"]
-
-Verdict = Literal["refuted", "not refuted", "equivalent within margin"]
 
 _MAX_STATES = 4096
 _DRAWN_ENTRIES = 1 << 21  # float64 entries of new counts held at once

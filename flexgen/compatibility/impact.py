@@ -10,18 +10,17 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from scipy import stats
 from torch import Tensor
 
+from flexgen.compatibility.effects import Verdict
 from flexgen.compatibility.units import Unit, Units, cut
 from flexgen.errors import DataError
 
 __all__ = ["Change", "ScanMean", "StatisticChange", "statistic_change"]
-
-Verdict = Literal["refuted", "not refuted", "equivalent within margin"]
 
 
 @dataclass(frozen=True)

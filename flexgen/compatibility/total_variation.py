@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from scipy import stats
@@ -13,13 +13,12 @@ from torch import Tensor
 
 from flexgen import rng
 from flexgen.checks import whole_number
+from flexgen.compatibility.effects import Verdict
 from flexgen.compatibility.units import Unit, cut
 from flexgen.errors import DataError
 from flexgen.rng import Randomness
 
 __all__ = ["BlockTV", "BlockVariation", "block_variation"]
-
-Verdict = Literal["refuted", "not refuted", "equivalent within margin"]
 
 
 @dataclass(frozen=True)
