@@ -18,7 +18,7 @@ from flexgen.checks import kind_of, randomness
 from flexgen.compatibility.blocks import exact_blocks
 from flexgen.compatibility.budget import DEFAULT_FORWARDS, Plan, budget_of, make_plan
 from flexgen.compatibility.derivatives import derivative_gaps
-from flexgen.compatibility.effects import Effect
+from flexgen.compatibility.effects import Effect, check_level, check_margin
 from flexgen.compatibility.network_circulation import circulation
 from flexgen.compatibility.network_rectangles import rectangles
 from flexgen.compatibility.orders import order_gaps
@@ -72,6 +72,9 @@ def diagnose(
         DataError: data that are not the model's rows; fewer than two rows or sites.
         UnsupportedQueryError: a model without densities.
     """
+    check_margin(margin)
+    check_level(level)
+    forwards, seconds = budget_of(budget)
     conditional, x, title = _subject(model, data)
     space = conditional.space
     examined = _sites(space, sites)
@@ -80,7 +83,6 @@ def diagnose(
     seed = rng.seed_from(randomness("generator", generator))
     present = present_in(x)
     rounding = Rounding.measured(answers, x, present)
-    forwards, seconds = budget_of(budget)
     if forwards is None:
         assert seconds is not None
         forwards = _forwards_in(seconds, answers, x, present)

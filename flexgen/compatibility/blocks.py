@@ -103,7 +103,7 @@ def exact_blocks(
         FlexgenError: more than 4096 states, or repeated sites.
     """
     answers = conditional if isinstance(conditional, SiteAnswers) else SiteAnswers(conditional)
-    before, space, device = answers.cost, answers.conditional.space, x.device
+    space, device = answers.conditional.space, x.device
     sites = sites.expand(len(x), -1) if sites.ndim == 1 else sites
     counts = torch.tensor(space.num_categories)[sites]  # [B, k]
     if bool((counts == 0).any()):
@@ -119,6 +119,7 @@ def exact_blocks(
     present = present_in(x)
     observed = present if observed is None else observed.to(device) & present
     rounding = rounding or Rounding.measured(answers, x, present)
+    before = answers.cost
 
     # One request for every block, site i of it, and state of the block's others.
     block, asked, codes, shapes = [], [], [], []

@@ -21,7 +21,7 @@ __all__ = ["DEFAULT_FORWARDS", "Plan", "budget_of", "make_plan"]
 DEFAULT_FORWARDS = 20_000
 
 _SHARES = {"rectangles": 0.45, "circulation": 0.2, "orders": 0.2, "blocks": 0.1, "derivatives": 0.05}
-_ENOUGH_ROWS, _MOST_ROWS = 64, 1024  # clusters of an interval
+_ENOUGH_ROWS, _MOST_ROWS = 32, 1024  # clusters of an interval
 _MOST_TARGETS = 16  # of an order gap
 _MOST_STATES = 27  # of an exact block
 _UNITS = {"s": 1.0, "sec": 1.0, "second": 1.0, "min": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0}
@@ -103,7 +103,7 @@ def make_plan(
     share = {name: part * forwards for name, part in _SHARES.items()}
     readings = widths if per_value else torch.ones_like(widths)
 
-    # Rectangles: all pairs if 64 rows of them can be had, otherwise random pairs in 64 rows.
+    # Rectangles: all pairs if 32 rows of them can be had, otherwise random pairs in 32 rows.
     cost = (widths[pairs] - 1).sum(1) * readings[pairs].mean(1)  # [pairs], the shared rows aside
     base = float(readings[sites].sum())
     wanted_rows = min(_ENOUGH_ROWS, len(present))
@@ -112,9 +112,7 @@ def make_plan(
         # A random pair brings two sites until all are there: count them as new.
         each = float(cost.mean()) + 2.0 * float(readings[sites].mean())
         num_pairs = max(1, min(len(pairs), int(share["rectangles"] / wanted_rows / each)))
-    chosen = pairs if num_pairs == len(pairs) else shuffled[:num_pairs].sort(0).values
-    if num_pairs < len(pairs):
-        chosen = shuffled[:num_pairs]
+    chosen = pairs if num_pairs == len(pairs) else shuffled[:num_pairs]
     a_row = min(base, 2.0 * num_pairs * float(readings[sites].mean())) + num_pairs * float(cost.mean())
     num_rows = _within(share["rectangles"] / a_row, 2, min(_MOST_ROWS, len(present)))
 

@@ -107,20 +107,35 @@ def mixed_derivatives(answers: SiteAnswers, x: Tensor, sites: Tensor, observed: 
         site = sites.to(x.device)[s][:, None]  # [b, 1]
         target = torch.zeros_like(observed[r]).scatter(1, site, True)
         values = x[r].nan_to_num(0.0).requires_grad_()
-        with torch.enable_grad():
-            answer = answers.conditional.marginals(values, Query(target, observed[r] & ~target))
-            log_prob = answer.log_prob(values).gather(1, site).sum()
-            if not log_prob.requires_grad:
-                raise UnsupportedQueryError(
-                    "conditional", f"{type(answers.conditional).__name__} answers without gradient", "Use rectangles."
-                )
-            (first,) = torch.autograd.grad(log_prob, values, create_graph=True)
-            slope = first.gather(1, site).sum()
-            # A density whose slope in x_i does not depend on x has no curvature to differentiate.
-            mixed = torch.autograd.grad(slope, values, allow_unused=True)[0] if slope.requires_grad else None
-        out[r, s] = torch.zeros_like(out[r, s]) if mixed is None else mixed.detach().double()
+        query = Query(target, observed[r] & ~target)
+        mixed = _mixed(answers.conditional, values, query, site)
+        if mixed is None:
+            name = type(answers.conditional).__name__
+            raise UnsupportedQueryError(
+                "conditional", f"{name} answers without gradient in what it observes", "Use rectangles."
+            )
+        out[r, s] = mixed.double()
         answers.cost += Cost(forwards=len(some), batches=1, needed=len(some))
     return out
+
+
+def _mixed(conditional: HasMarginals, x: Tensor, query: Query, site: Tensor) -> Tensor | None:
+    """Derivatives of each row's slope in its site ``[b, 1]`` with every site, ``[b, N]``; None without gradients."""
+    with torch.enable_grad():
+        try:
+            log_prob = conditional.marginals(x, query).log_prob(x).gather(1, site).sum()
+            if not log_prob.requires_grad:
+                return None
+            (first,) = torch.autograd.grad(log_prob, x, create_graph=True)
+        except RuntimeError:  # torch's: operations in place, or without a derivative
+            return None
+        if not bool((first.detach() * query.observed).any()):  # detached from what it observes
+            return None
+        slope = first.gather(1, site).sum()
+        if not slope.requires_grad:  # a constant slope
+            return torch.zeros_like(x)
+        (second,) = torch.autograd.grad(slope, x, allow_unused=True)
+    return torch.zeros_like(x) if second is None else second.detach()
 
 
 def _by_pairs(mixed: Tensor, pairs: Tensor, sites: Tensor) -> Tensor:

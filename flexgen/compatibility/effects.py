@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flexgen.errors import FlexgenError
 
-__all__ = ["Cost", "Effect", "Estimate", "Verdict", "joined"]
+__all__ = ["Cost", "Effect", "Estimate", "Verdict", "check_level", "check_margin", "joined"]
 
 Verdict = Literal["refuted", "not refuted", "equivalent within margin"]
 IntervalMethod = Literal["t", "bootstrap"]
@@ -180,8 +180,7 @@ class Effect:
 
         Both the probability-weighted and the uniform interval must be below the margin; either refutes.
         """
-        if margin is not None and not margin > 0:
-            raise FlexgenError("margin", f"is {margin}", f"Pass a positive number of {self.unit}, or None.")
+        check_margin(margin, self.unit)
         estimates = (self.weighted(level=level), self.uniform(level=level))
         if margin is not None and not self.num_infinite and all(e.high <= margin for e in estimates):
             return "equivalent within margin"
@@ -213,8 +212,7 @@ class Effect:
         return pd.DataFrame({"effect": self.name, **sites, **{name: part.numpy() for name, part in parts.items()}})
 
     def _estimate(self, weights: Tensor, level: float, method: IntervalMethod, seed: int) -> Estimate:
-        if not 0 < level < 1:
-            raise FlexgenError("level", f"is {level}", "Pass a coverage between 0 and 1, such as 0.95.")
+        check_level(level)
         if method not in ("t", "bootstrap"):
             raise FlexgenError("method", f"is {method!r}", "Choose 't' or 'bootstrap'.")
         finite = self.values.isfinite()
@@ -235,6 +233,18 @@ class Effect:
         else:
             low, high = _bootstrap_t(total, mass, value, error, level, seed)
         return Estimate(value, max(low, 0.0), high, level, floor)
+
+
+def check_margin(margin: float | None, unit: str = "nats") -> None:
+    """Refuses what is no margin of equivalence."""
+    if margin is not None and not margin > 0:
+        raise FlexgenError("margin", f"is {margin}", f"Pass a positive number of {unit}, or None.")
+
+
+def check_level(level: float) -> None:
+    """Refuses what is no coverage of an interval."""
+    if not 0 < level < 1:
+        raise FlexgenError("level", f"is {level}", "Pass a coverage between 0 and 1, such as 0.95.")
 
 
 def joined(effects: list[Effect]) -> Effect:

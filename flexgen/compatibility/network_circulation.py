@@ -123,7 +123,7 @@ def circulation(
         values, pool, rounding, generator: as in `rectangles`; the generator also draws the contexts.
     """
     answers = conditional if isinstance(conditional, SiteAnswers) else SiteAnswers(conditional)
-    before, num_sites, device = answers.cost, x.shape[1], x.device
+    num_sites, device = x.shape[1], x.device
     present = present_in(x)
     if pairs is None or pairs.ndim == 2:
         pairs = checked_pairs(pairs, num_sites)[None].expand(len(x), -1, -1)
@@ -140,6 +140,7 @@ def circulation(
     observed = observed.to(device) & present[:, None] & ~both  # [R, P, N]
     values = values or Values("model" if answers.has_marginals else "data")
     rounding = rounding or Rounding.measured(answers, x, present)
+    before = answers.cost
 
     # p(x_i | C) and p(x_j | C): one row holds both.
     row, pair = (present[:, None] & both).sum(-1).eq(2).nonzero(as_tuple=True)  # the data hold both values

@@ -129,12 +129,12 @@ def rectangles(
     Cost: see the top of this file; measured in ``.cost``.
     """
     answers = conditional if isinstance(conditional, SiteAnswers) else SiteAnswers(conditional)
-    before = answers.cost
     present = present_in(x)
     observed = present if observed is None else observed & present
     pairs = checked_pairs(pairs, x.shape[1]).to(x.device)
     values = values or Values("model" if answers.has_marginals else "data")
     rounding = rounding or Rounding.measured(answers, x, observed)
+    before = answers.cost
     seed = rng.seed_from(generator)
 
     # The laws at the data's own values: p(x_j | rest of the row) of every site of a pair.

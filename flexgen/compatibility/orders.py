@@ -77,11 +77,12 @@ def order_gaps(
         generator: of the random orders.
     """
     answers = conditional if isinstance(conditional, SiteAnswers) else SiteAnswers(conditional)
-    before, (num_rows, num_sites), device = answers.cost, x.shape, x.device
+    (num_rows, num_sites), device = x.shape, x.device
     present = present_in(x)
     given = torch.zeros_like(present) if observed is None else observed.to(device).expand_as(present) & present
     wanted = present & ~given if target is None else target.to(device).expand_as(present) & present & ~given
     rounding = rounding or Rounding.measured(answers, x, present)
+    before = answers.cost
     order = _orders(orders, num_rows, num_sites, generator).to(device)  # [R, m, N]
     rank = order.argsort(-1)  # [R, m, N], place of every site
     num_orders = order.shape[1]

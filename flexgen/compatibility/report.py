@@ -67,15 +67,15 @@ class Report:
 
     @property
     def verdict(self) -> Verdict:
-        """Of all effects together: refuted if any refutes; equivalent if all are within the margin.
+        """Of all effects together: refuted if any refutes, equivalent if all are within the margin.
 
-        The margin is in nats: effects in another unit do not decide about it.
+        A margin is in nats; where one is given, effects in another unit do not decide.
         """
-        verdicts = [self.verdict_of(name) for name in self.effects]
+        asked = [name for name, effect in self.effects.items() if self.margin is None or effect.unit == "nats"]
+        verdicts = {self.verdict_of(name) for name in asked}
         if "refuted" in verdicts:
             return "refuted"
-        within = [v for name, v in zip(self.effects, verdicts, strict=True) if self.effects[name].unit == "nats"]
-        return "equivalent within margin" if within and set(within) == {"equivalent within margin"} else "not refuted"
+        return "equivalent within margin" if verdicts == {"equivalent within margin"} else "not refuted"
 
     def verdict_of(self, name: str) -> Verdict:
         effect = self.effects[name]
@@ -206,7 +206,7 @@ class Summary:
         for k, column in enumerate(self.columns):
             table.add_column(column, justify="left" if k in (0, 7) else "right", overflow="fold")
         for row in self.table_rows():
-            table.add_row(*row, style=_STYLE.get(row[-1]))
+            table.add_row(*(Text(cell) for cell in row), style=_STYLE.get(row[-1]))
         parts: list[Any] = [Text(f"Compatibility of {report.model}", style="bold"), Text(self.headline()), table]
         for title, result in report.others.items():
             parts.append(Text(f"{title}: {told(result)}"))

@@ -71,10 +71,10 @@ class SiteLaws:
 
     def log_prob(self, values: Tensor) -> Tensor:
         """log p(x_site = value | x_C) in nats, float64, of values ``[b, m]``."""
-        log_probs = self.log_probs
-        if log_probs is not None:
+        if isinstance(self.marginals, CategoricalMarginals):
+            log_probs = self.marginals.log_probs  # [u, N, K]
             codes = values.nan_to_num(0.0).long().clamp(0, log_probs.shape[-1] - 1)
-            return log_probs.gather(-1, codes).double()
+            return log_probs[self.at[:, None], self.sites[:, None], codes].double()
         columns = []
         for column in values.unbind(-1):
             x = self.x.clone()

@@ -132,12 +132,14 @@ def _from_model(laws: SiteLaws, own: Tensor, num: int, seed: int) -> Tensor:
     if log_probs is None:
         return laws.draws(num, seed=seed)
     streams = rng.Streams(seed, laws.requests)
-    scores = log_probs.double() + rng.gumbel(log_probs.shape, generator=streams)  # Gumbel: draws without replacement
-    scores = scores.scatter(1, own.nan_to_num(0.0).long()[:, None], -torch.inf)
-    missing = max(num - scores.shape[1], 0)  # other sites have more categories
-    scores = torch.nn.functional.pad(scores, (0, missing), value=-torch.inf)
-    best = scores.topk(num, dim=-1)
-    return torch.where(best.values > -torch.inf, best.indices.double(), torch.nan)
+    left = log_probs.scatter(1, own.nan_to_num(0.0).long()[:, None], -torch.inf)
+    draws = []
+    for _ in range(num):  # without replacement
+        any_left = left.amax(-1, keepdim=True) > -torch.inf
+        drawn = rng.categorical(left.where(any_left, 0.0), generator=streams)[:, None]
+        draws.append(torch.where(any_left, drawn.double(), torch.nan))
+        left = left.scatter(1, drawn, -torch.inf)
+    return torch.cat(draws, dim=1)
 
 
 def _from_pool(pool: Tensor, sites: Tensor, num: int, seed: int) -> Tensor:

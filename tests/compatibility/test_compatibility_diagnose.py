@@ -1,0 +1,167 @@
+"""`fg.diagnose`: any model, no settings, a budget, the same report from the same generator."""
+
+from __future__ import annotations
+
+import datetime
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+import flexgen as fg
+from flexgen import exact
+from flexgen.compatibility import Report, Values
+from flexgen.compatibility.budget import budget_of
+from flexgen.errors import DataError, FlexgenError, UnsupportedQueryError
+from flexgen.rng import Streams
+from tests.compatibility.planted import Counted, Planted
+from tests.compatibility.single_precision import LogProbOnly
+from tests.conditionals import generator
+from tests.tables.small import NETWORK, mixed_table, with_gaps
+
+
+@pytest.fixture(scope="module")
+def table_model() -> fg.TableModel:
+    return fg.TableModel.fit(mixed_table(120), settings=NETWORK, progress=False)
+
+
+def planted(theta: float = 0.3) -> Planted:
+    return Planted(exact.JointTable.random((2,) * 6, generator=generator(1)), theta, 0.5)
+
+
+def some_rows(number: int = 80) -> torch.Tensor:
+    return torch.randint(2, (number, 6), generator=generator(2))
+
+
+def same(a: Report, b: Report, tolerance: float = 0.0) -> bool:
+    return list(a.effects) == list(b.effects) and all(
+        torch.allclose(x.values, y.values, atol=tolerance, rtol=tolerance) and torch.equal(x.rows, y.rows)
+        for x, y in zip(a.effects.values(), b.effects.values(), strict=True)
+    )
+
+
+def test_a_table_model_by_its_data_frame(table_model: fg.TableModel) -> None:
+    df = with_gaps(mixed_table(60, seed=5))
+    report = fg.diagnose(table_model, df, budget=1500)
+    assert report.verdict == "refuted"  # a pool of members has no joint
+    assert report.names == table_model.schema.names
+    assert {"rectangle gap", "circulation", "order gap", "block scan divergence"} <= set(report.effects)
+    assert any("mixed derivatives" in line for line in report.caveats)  # a table model answers without gradient
+    assert "TableModel" in repr(report)
+    rows = report.effects["rectangle gap"].rows
+    assert int(rows.max()) < 60
+
+
+def test_the_same_generator_gives_the_same_report_whatever_the_batch() -> None:
+    whole = fg.diagnose(planted(), some_rows(), budget=2000, generator=4)
+    assert same(whole, fg.diagnose(planted(), some_rows(), budget=2000, generator=4))
+    assert same(whole, fg.diagnose(planted(), some_rows(), budget=2000, generator=4, batch_size=17), 1e-10)
+    assert not same(whole, fg.diagnose(planted(), some_rows(), budget=2000, generator=5))
+    source = torch.Generator().manual_seed(4)
+    before = torch.random.get_rng_state()
+    fg.diagnose(planted(), some_rows(), budget=2000, generator=source)
+    fg.diagnose(planted(), some_rows(), budget=2000, generator=Streams(3, 1))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_real_sites_do_not_depend_on_the_batch_either() -> None:
+    law = exact.Gaussian(torch.zeros(4), torch.eye(4) + 0.5)
+    x = torch.randn(50, 4, generator=generator(3), dtype=torch.float64)
+    a, b = (fg.diagnose(law, x, budget=1500, batch_size=size) for size in (None, 13))
+    assert same(a, b, 1e-10)
+    assert a.verdict == "not refuted"
+
+
+@pytest.mark.parametrize("forwards", [400, 6000])
+def test_a_budget_of_forwards_is_kept(forwards: int) -> None:
+    counted = Counted(Planted(exact.JointTable.random((2,) * 12, generator=generator(1)), 0.2))
+    x = torch.randint(2, (3000, 12), generator=generator(2))
+    report = fg.diagnose(counted, x, budget=forwards)
+    assert len(counted.rows) == report.cost.forwards
+    assert 0.4 * forwards < report.cost.forwards < 1.15 * forwards + 150
+    assert report.effects["rectangle gap"].num_rows >= 2
+
+
+def test_pairs_are_sampled_where_there_are_too_many() -> None:
+    law = exact.Gaussian(torch.zeros(40), torch.eye(40) + 0.1)
+    x = torch.randn(100, 40, generator=generator(3), dtype=torch.float64)
+    report = fg.diagnose(law, x, budget=4000)
+    effect = report.effects["rectangle gap"]
+    assert effect.num_rows >= 32
+    assert 5 < len(effect.sites.unique(dim=0)) < 780
+    assert any("of 780" in line for line in report.assumptions)
+
+
+def test_a_budget_of_seconds_becomes_one_of_forwards() -> None:
+    report = fg.diagnose(planted(), some_rows(), budget="0.3 s")
+    assert any(line.startswith("Budget: 0.3 s, which a pilot turned into") for line in report.assumptions)
+    assert budget_of("2 min") == (None, 120.0)
+    assert budget_of(datetime.timedelta(seconds=5)) == (None, 5.0)
+    assert budget_of("500 forwards") == (500, None)
+
+
+def test_models_with_less_to_ask() -> None:
+    by_value = fg.diagnose(LogProbOnly(planted()), some_rows(), budget=2000)
+    assert by_value.verdict == "refuted"
+    assert "order gap" in by_value.effects
+    noise = torch.rand(3, 2, 3, 2, generator=generator(6), dtype=torch.float64) + 0.1
+    tables = exact.ConditionalTables([t / t.sum(i, keepdim=True) for i, t in enumerate(noise)])
+    x = torch.stack([torch.randint(k, (30,), generator=generator(7)) for k in (2, 3, 2)], dim=1)
+    complete = fg.diagnose(tables, x, budget=2000)
+    assert set(complete.effects) == {"rectangle gap", "block scan divergence"}
+    assert sum(line.startswith("Not measured") for line in complete.caveats) == 2
+    assert "only the complete conditionals" in repr(complete).replace("\n", " ")
+
+
+def test_sites_margin_and_kinds_of_data() -> None:
+    some = fg.diagnose(planted(), some_rows().numpy(), sites=[0, 1, 2], budget=1000)
+    assert set(some.effects["rectangle gap"].sites.flatten().tolist()) == {0, 1, 2}
+    assert fg.diagnose(planted(1e-4), some_rows(), budget=1000).verdict == "refuted"
+    assert fg.diagnose(planted(1e-4), some_rows(), margin=0.1, budget=1000).verdict == "equivalent within margin"
+    frame = fg.diagnose(planted(), pd.DataFrame(some_rows().numpy()), budget=1000, values=Values(max_categories=4))
+    assert frame.verdict == "refuted"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "text"),
+    [
+        ((object(), None), {}, FlexgenError, "model: is an object. Pass a TableModel or a Conditional"),
+        ((planted(), some_rows(1)), {}, DataError, r"data: has 1 row\(s\)"),
+        ((planted(), [[1, 0]]), {}, DataError, "data: is a list"),
+        ((planted(), np.zeros(6)), {}, DataError, r"data: has shape \(6,\)"),
+        ((planted(), some_rows() + 1), {}, ValueError, "data: holds 2"),
+        ((planted(), some_rows()), {"budget": 0}, FlexgenError, "budget: is 0. Pass a whole number of forward passes"),
+        ((planted(), some_rows()), {"budget": 3.5}, FlexgenError, "budget: is 3.5"),
+        ((planted(), some_rows()), {"budget": "soon"}, FlexgenError, "budget: is 'soon'"),
+        ((planted(), some_rows()), {"sites": [0]}, DataError, "sites: are 1. Compatibility is about two sites"),
+        ((planted(), some_rows()), {"sites": ["age"]}, DataError, "sites: names 'age'"),
+        ((planted(), some_rows()), {"margin": -1.0}, FlexgenError, "margin: is -1.0"),
+        ((planted(), some_rows()), {"level": 95}, FlexgenError, "level: is 95"),
+        ((planted(), some_rows()), {"generator": "x"}, FlexgenError, "generator: is 'x'"),
+    ],
+)
+def test_bad_arguments_are_refused_before_any_work(
+    arguments: tuple[object, object], options: dict[str, object], error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        fg.diagnose(*arguments, **options)  # type: ignore[arg-type]
+
+
+def test_models_that_cannot_be_diagnosed(table_model: fg.TableModel) -> None:
+    class Draws:
+        space = planted().space
+
+    with pytest.raises(UnsupportedQueryError, match="conditional: Draws has no density"):
+        fg.diagnose(Draws(), some_rows())
+    with pytest.raises(DataError, match=r"data: is .* Pass a data frame"):
+        fg.diagnose(table_model, some_rows())
+
+    class Training(nn.Module):
+        space = planted().space
+
+        def marginals(self, x: torch.Tensor, query: object) -> object: ...
+
+    with pytest.raises(FlexgenError, match=r"is in training mode, where dropout .* Call its eval\(\) first"):
+        fg.diagnose(Training(), some_rows())

@@ -1,0 +1,136 @@
+"""The report as text, frame, picture and file."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import re
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+import flexgen as fg
+from flexgen import exact
+from flexgen.compatibility import Effect, Report
+from flexgen.errors import FlexgenError
+from tests.compatibility.planted import Planted
+from tests.conditionals import generator
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    model = Planted(exact.JointTable.random((2,) * 5, generator=generator(1)), 0.3, 0.5)
+    x = torch.randint(2, (60, 5), generator=generator(2))
+    return fg.diagnose(model, x, budget=3000)
+
+
+def test_text_tells_what_a_statistician_asks(report: Report) -> None:
+    text = repr(report.summary())
+    assert "Compatibility is refuted: no joint has these conditionals" in text
+    for word in ("rectangle gap", "circulation", "order gap", "block scan divergence", "95 %", "floor", "forwards"):
+        assert word in text
+    joined = " ".join(text.split())
+    assert "Contexts: " in joined
+    assert "clustered by data row" in joined
+    assert "Samples can refute compatibility, never prove it" in joined
+    assert f"{report.cost.forwards:,} rows through the network" in joined
+    assert repr(report) == text
+    assert max(map(len, text.splitlines())) <= 132
+
+
+def test_rich_and_notebook_show_the_same_table(report: Report) -> None:
+    console = Console(file=io.StringIO(), width=140)
+    console.print(report)
+    html = report._repr_html_()
+    for cell in ("rectangle gap", "refuted"):
+        assert cell in console.file.getvalue()  # type: ignore[attr-defined]
+        assert cell in html
+    assert "<script" not in html
+    assert html.count("<tr>") == 1 + len(report.effects)
+
+
+def test_frame(report: Report) -> None:
+    frame = report.to_dataframe()
+    assert frame["effect"].tolist() == list(report.effects)
+    row = frame[frame["effect"] == "rectangle gap"].iloc[0]
+    assert row["weighted_low"] < row["weighted"] < row["weighted_high"]
+    assert row["verdict"] == "refuted"
+    assert report.pairs().columns[:2].tolist() == ["site_0", "site_1"]
+    assert (report.pairs()["weighted"].diff().dropna() <= 0).all()
+
+
+def test_picture_has_a_panel_for_each_part(report: Report) -> None:
+    titles = [ax.get_title(loc="left") for ax in report.plot().axes]
+    assert sum(bool(title) for title in titles) == 4
+    alone = dataclasses.replace(report, effects={"order gap": report.effects["order gap"]}, directions={})
+    assert [bool(ax.get_title(loc="left")) for ax in alone.plot().axes] == [True]
+    points = next(ax for ax in report.plot().axes if "two directions" in ax.get_title(loc="left"))
+    across, along = points.lines[1].get_data()
+    assert max(abs(float(a) - float(b)) for a, b in zip(across, along, strict=True)) > 0.5  # off the line
+
+
+class Links(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_one_file_that_needs_nothing_else(report: Report, tmp_path: Path) -> None:
+    named = dataclasses.replace(report, names=("<b>", *report.names[1:]), model="a & b")
+    path = named.to_html(tmp_path / "report.html")
+    page = path.read_text(encoding="utf-8")
+    parser = Links()
+    parser.feed(page)
+    assert parser.open == []
+    assert [source[:22] for source in parser.sources] == ["data:image/png;base64,"]
+    assert "a &amp; b" in page
+    assert "<td><b></td>" not in page
+    assert not re.search(r"https?://", page)
+    with pytest.raises(FlexgenError, match=r"path: .* is a folder"):
+        report.to_html(tmp_path)
+
+
+@dataclass(frozen=True)
+class TwoSample:
+    p_value: float
+    num_draws: int
+
+
+def test_further_results_have_their_place(report: Report) -> None:
+    more = report.with_result("scans of whole rows", TwoSample(0.0123, 400))
+    assert "scans of whole rows: p value 0.0123, num draws 400" in repr(more)
+    assert "scans of whole rows" in more._repr_html_()
+    assert "scans of whole rows" not in repr(report)
+    extra = Effect(
+        "score asymmetry", torch.tensor([0.1, 0.2]), torch.ones(2), torch.arange(2), torch.zeros(2, 0), unit="share"
+    )
+    both = report.with_result("score asymmetry", extra)
+    assert "[share]" in repr(both)  # no markup of rich's
+
+
+def test_verdicts_of_a_report() -> None:
+    def effect(size: float, unit: str = "nats") -> Effect:
+        values = torch.full((8,), size, dtype=torch.float64) + 0.01 * torch.arange(8) * size
+        return Effect("gap", values, torch.ones(8), torch.arange(8), torch.zeros(8, 2), 1e-6, unit=unit)
+
+    small, large = effect(1e-8), effect(0.3)
+    assert Report({"a": small, "b": large}, ("x",)).verdict == "refuted"
+    assert Report({"a": small}, ("x",)).verdict == "not refuted"
+    assert Report({"a": small}, ("x",), margin=0.1).verdict == "equivalent within margin"
+    assert Report({"a": large, "b": small}, ("x",), margin=0.1).verdict == "refuted"
+    assert Report({"a": large}, ("x",), margin=0.5).verdict == "equivalent within margin"
+    assert "below the margin of 0.5 nats" in repr(Report({"a": large}, ("x",), margin=0.5))
+    assert "Nothing could be measured" in repr(Report({}, ("x",)))
