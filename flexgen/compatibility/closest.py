@@ -94,7 +94,7 @@ def closest_joint(tables: ConditionalTables | ConditionalFamily, kind: Kind = "I
                 "leave no state that all conditionals give mass: every law is infinitely far by kind 'I'",
                 "Use kind='AG', 'LP' or 'L2'.",
             )
-        point = minimise(problem, problem.start(), tolerance=1e-13, num_iterations=300)
+        point = minimise(problem, problem.start(), tolerance=1e-12, num_iterations=300)
         law, objective, bound = problem.optimum(point)
     joint = JointTable.from_unnormalised(law.view(family.shape))
     return ClosestJoint(kind, joint, max(0.0, objective), max(0.0, bound), _MEASURES[kind])

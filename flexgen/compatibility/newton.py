@@ -16,7 +16,8 @@ from torch import Tensor
 __all__ = ["Point", "Problem", "conjugate_gradients", "minimise"]
 
 _LONGEST_STEP = 8.0  # of any log-probability
-_ROUNDING = 1e-15
+_ROUNDING = 1e-13  # of objectives, relative
+_PATIENCE = 20  # steps that gain nothing but rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,20 +51,23 @@ class Problem(Protocol):
 
 def minimise(problem: Problem, start: Tensor, *, tolerance: float, num_iterations: int) -> Point:
     """The best place found: `off` is at most tolerance (1 + |objective|), unless progress ended before."""
-    now = problem.at(start)
+    now, stalls = problem.at(start), 0
     for _ in range(num_iterations):
         if now.off <= tolerance * (1 + abs(now.objective)):
             break
-        forcing = min(0.1, now.off)
-        directions = (conjugate_gradients(now, -now.gradient, accuracy=forcing), -_preconditioned(now, now.gradient))
-        # The second, a step of mirror descent, makes progress wherever the first, Newton's, does not.
-        for direction in directions:
-            then = _search(problem, now, direction)
-            if then is not None:
-                break
+        rounding = _ROUNDING * (1 + abs(now.objective))
+        then = _search(problem, now, conjugate_gradients(now, -now.gradient, accuracy=min(0.1, now.off)))
+        falls = then is not None and now.objective - then.objective > rounding
+        if not falls:
+            # Newton's steps neglect states of little weight; those of mirror descent serve every state alike.
+            other = _search(problem, now, -_preconditioned(now, now.gradient))
+            then = min((each for each in (then, other) if each is not None), key=lambda each: each.off, default=None)
         if then is None:
             break
+        stalls = 0 if falls or then.off < 0.5 * now.off else stalls + 1
         now = then
+        if stalls == _PATIENCE:
+            break
     return now
 
 
@@ -74,11 +78,13 @@ def _search(problem: Problem, now: Point, direction: Tensor) -> Point | None:
         return None
     step = min(1.0, _LONGEST_STEP / float(direction.abs().max()))
     theta = torch.where(now.weight > 0, now.theta, -torch.inf)
-    scale = _ROUNDING * (1 + abs(now.objective)) * 100
-    for _ in range(30):
+    # Where the objective changes by rounding alone, `off` decides.
+    rounding = _ROUNDING * (1 + abs(now.objective))
+    for _ in range(20):
         then = problem.at(theta + step * direction)
-        falls = then.objective <= now.objective + 1e-4 * step * slope
-        if falls or (then.off < now.off and then.objective <= now.objective + scale):
+        if -step * slope > rounding and then.objective <= now.objective + 1e-4 * step * slope:
+            break
+        if then.off < now.off and then.objective <= now.objective + rounding:
             break
         step /= 2
     else:
