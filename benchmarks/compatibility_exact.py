@@ -4,7 +4,7 @@
     python -m benchmarks.compatibility_exact [--sites 16]
 
 Processor seconds on one thread and the process's peak memory, for binary sites with all complete conditionals: once the
-conditionals of a random joint, whose answers are known, and once tables that share none. About a minute for 16 sites
+conditionals of a random joint, whose answers are known, and once tables that share none. Some seconds for 16 sites
 (2^16 states).
 """
 
