@@ -62,6 +62,6 @@ _MODULE_OF: dict[str, str] = {
     "wald_test": "flexgen.compatibility.estimated",
 }
 
-__all__ = sorted(_MODULE_OF)
+__all__ = sorted((*_MODULE_OF, "repair"))
 
 __getattr__, __dir__ = lazily(__name__, __all__, _MODULE_OF)

@@ -1,0 +1,144 @@
+"""Answers that follow from a joint known up to its constant: complete conditionals by enumerating one site's values."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from flexgen import rng
+from flexgen.compatibility.family import MAX_STATES
+from flexgen.conditional import CategoricalMarginals
+from flexgen.errors import UnsupportedQueryError
+from flexgen.exact import JointTable
+from flexgen.query import Query
+from flexgen.rng import Randomness
+from flexgen.space import Space
+
+__all__ = ["FiniteJoint"]
+
+_STATES_AT_ONCE = 1 << 14
+
+
+class FiniteJoint(ABC):
+    """A joint over finite sites whose log-probability is known up to a constant; base of what distillation makes.
+
+    A subclass gives `log_weight`. Complete conditionals p(x_i | rest) follow, K evaluations each, and belong to one
+    joint by construction; so do all samplers' answers built on them. `energy` is what ``samplers.MetropolisSampler``
+    corrects towards.
+    """
+
+    def __init__(self, space: Space) -> None:
+        super().__init__()
+        self._space = space
+
+    @property
+    def space(self) -> Space:
+        return self._space
+
+    @abstractmethod
+    def log_weight(self, x: Tensor) -> Tensor:
+        """log p(x) + constant, nats, ``[B]``."""
+
+    def log_normaliser(self) -> float:
+        """What `log_weight` exceeds log p by, by enumeration.
+
+        Raises:
+            UnsupportedQueryError: more than 2^16 states.
+        """
+        self._require_enumerable()
+        return float(self._log_weights().logsumexp(0))
+
+    @torch.no_grad()
+    def energy(self, x: Tensor) -> Tensor:
+        """-log p(x) + constant, float64 ``[B]``: for ``MetropolisSampler(network, joint.energy, scan=..)``."""
+        return -self.log_weight(x).double()
+
+    def table(self) -> JointTable:
+        """The joint, of at most 2^16 states."""
+        self._require_enumerable()
+        return JointTable(self._log_weights().softmax(0).view(self.space.num_categories))
+
+    def line_log_probs(self, x: Tensor, site: Tensor) -> Tensor:
+        """log p(x_site = v | rest) of every value v, ``[M, K]``, for one site a row; -inf beyond its categories.
+
+        Args:
+            x: ``[M, N]``.
+            site: int64 ``[M]``.
+
+        Carries gradients to the joint's parameters.
+        """
+        if not self.space.is_finite:
+            raise UnsupportedQueryError("query", "asks for values of a site that is not finite", "Ask for log_prob.")
+        sizes = torch.tensor(self.space.num_categories, device=x.device)[site]  # [M]
+        values = torch.arange(max(self.space.num_categories), device=x.device)
+        possible = values < sizes[:, None]  # [M, K]
+        at = site[:, None, None].expand(-1, len(values), 1)
+        put = torch.where(possible, values, 0)[..., None].to(x.dtype)  # [M, K, 1]
+        states = x[:, None].expand(-1, len(values), -1).scatter(2, at, put)
+        scores = self.log_weight(states.flatten(0, 1)).view(possible.shape)
+        return scores.masked_fill(~possible, -torch.inf).log_softmax(-1)
+
+    def marginals(self, x: Tensor, query: Query) -> CategoricalMarginals:
+        """p(x_i | rest) at each row's target, ``[B, N, K]``; the same at the row's other sites, where it means nothing.
+
+        Raises:
+            UnsupportedQueryError: several targets, or an unobserved site beside the target: sums over states of a joint
+                that is known up to a constant.
+        """
+        query = query.expand(len(x))
+        self._require_complete(query)
+        self.space.validate(x, where=query.observed)
+        site = query.target.long().argmax(-1)  # [B], 0 where there is none
+        whole = torch.where(query.observed, x, torch.zeros_like(x))
+        return CategoricalMarginals(self.line_log_probs(whole, site)[:, None].expand(-1, x.shape[1], -1))
+
+    def log_prob(self, x: Tensor, query: Query | None = None) -> Tensor:
+        """log p(x_i | rest), or of all sites given nothing (the default), nats ``[B]``.
+
+        All sites need the normalising constant: enumerated (2^16 states at most) where it is not known.
+        """
+        if query is None:
+            query = Query.rest(torch.zeros(x.shape[1], dtype=torch.bool, device=x.device))
+        query = query.expand(len(x))
+        if len(x) and bool(query.target.all()):
+            self.space.validate(x)
+            return self.log_weight(x) - self.log_normaliser()
+        log_probs = self.marginals(x, query).log_prob(x)
+        return torch.where(query.target, log_probs, 0.0).sum(-1)
+
+    def sample(self, x: Tensor, query: Query, *, generator: Randomness) -> Tensor:
+        """x with each row's target drawn from p(x_i | rest)."""
+        query = query.expand(len(x))
+        draw = rng.categorical(self.marginals(x, query).log_probs[:, 0], generator=generator)
+        return torch.where(query.target, draw[:, None].to(x.dtype), x)
+
+    @torch.no_grad()
+    def _log_weights(self) -> Tensor:
+        """Of all states, float64 ``[S]``."""
+        parts = torch.split(self.space.states(), _STATES_AT_ONCE)
+        return torch.cat([self.log_weight(states.to(self._device())).double().cpu() for states in parts])
+
+    def _device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def _require_enumerable(self) -> None:
+        if not self.space.is_finite or self.space.num_states > MAX_STATES:
+            raise UnsupportedQueryError(
+                "query",
+                f"needs the normalising constant of a joint over {self.space}",
+                f"At most {MAX_STATES} states are enumerated: ask for complete conditionals, or compare energies.",
+            )
+
+    def _require_complete(self, query: Query) -> None:
+        count = query.target.sum(-1)
+        wrong = (count > 1) | ((count == 1) & query.marginalised.any(-1))
+        if wrong.any():
+            row = int(wrong.nonzero()[0])
+            asked = Query(query.target[row], query.observed[row])
+            raise UnsupportedQueryError(
+                "query",
+                f"asks for {asked!r} in row {row}, which takes sums over states",
+                "Ask for one target with all other sites observed, or sample with the observed sites clamped.",
+            )
