@@ -32,6 +32,7 @@ class EnergyModel(nn.Module, FiniteJoint):
         nn.Module.__init__(self)
         self._space = _finite(space)
         self.network = PottsNetwork(space) if network is None else network
+        self.eval()
 
     def log_weight(self, x: Tensor) -> Tensor:
         energy: Tensor = self.network(x)
