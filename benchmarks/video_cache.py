@@ -85,7 +85,8 @@ def main() -> None:
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         values, products = {}, {}
         for name, sampler in ways.items():  # and warm up
-            with FlopCounterMode(display=False) as counter:
+            # Without oneDNN, whose packed convolutions PyTorch does not count.
+            with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
                 values[name] = draw(sampler, job)[1]
             products[name] = counter.get_total_flops()
         for _ in range(arguments.repeats):

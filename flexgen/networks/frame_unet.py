@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from flexgen.errors import ConfigError
 from flexgen.networks.attention import resolve_backend
+from flexgen.networks.context import FrameContext, Kernels, packs_kernels
 from flexgen.networks.frames import FeatureCache, FrameAttention, FrameRelation, SpaceAttention, observed_gaps
 
 __all__ = ["FrameUNet"]
@@ -105,6 +106,8 @@ class FrameUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.conv_out = nn.Conv2d(width, in_channels * area, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]
+        self._attentions = [part for part in self.modules() if isinstance(part, FrameAttention)]
+        self._resnets = [part for part in self.modules() if isinstance(part, _Resnet)]
         # Frames are channels-last throughout; weights laid out alike need no reordering at every call.
         nn.Module.to(self, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -113,7 +116,13 @@ class FrameUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return bool(self.config["attention"] == "one_way")
 
     def observe(
-        self, frames: Tensor, level: Tensor, frame_index: Tensor, *, present: Tensor | None = None
+        self,
+        frames: Tensor,
+        level: Tensor,
+        frame_index: Tensor,
+        *,
+        present: Tensor | None = None,
+        kernels: Kernels | None = None,
     ) -> FeatureCache:
         """The features of a window's observed frames, for all of its denoising steps.
 
@@ -122,6 +131,7 @@ class FrameUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
             level: ``[B, C]``, their noise levels, 0 for clean ones.
             frame_index: int64 ``[B, C]``.
             present: bool ``[B, C]``; False where a row has fewer observed frames.
+            kernels: see `context`.
         """
         if not self.one_way:
             raise ConfigError(
@@ -129,18 +139,57 @@ class FrameUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
             )
         present = _all_true(frame_index) if present is None else present
         cache = FeatureCache(frame_index, present)
-        self._pass(frames, level, frame_index, observed=present, present=present, recorded=cache.layers)
+        context = self.context(frame_index, observed=present, present=present, kernels=kernels)
+        self._pass(frames, level, context, recorded=cache.layers)
         return cache
 
-    def forward(
+    def context(
         self,
-        frames: Tensor,
-        level: Tensor,
         frame_index: Tensor,
         *,
         observed: Tensor,
         present: Tensor | None = None,
         cache: FeatureCache | None = None,
+        kernels: Kernels | None = None,
+    ) -> FrameContext:
+        """What all passes over the frames of a window share, as long as no weight changes.
+
+        Args:
+            frame_index, observed, present, cache: see `forward`.
+            kernels: an empty dict, for many passes: convolutions keep there what they otherwise prepare at every call
+                (without gradients in float32 on a CPU; elsewhere it stays empty).
+        """
+        present = _all_true(frame_index) if present is None else present
+        observed = observed & present
+        seen_index, seen = frame_index, observed
+        if cache is not None:
+            seen_index, seen = torch.cat([cache.frame_index, frame_index], 1), torch.cat([cache.present, observed], 1)
+        gaps = observed_gaps(frame_index, present, seen_index, seen).to(self.embed_observed.weight.dtype)
+        relation = self._relation(frame_index, observed, present, cache)
+        projections = [block.time_emb_proj for block in self._resnets]
+        return FrameContext(
+            observed=observed,
+            embedding=(self.embed_gaps(gaps) + self.embed_observed(observed.long())).flatten(0, 1),
+            projection=(
+                torch.cat([each.weight for each in projections]),
+                torch.cat([each.bias for each in projections]),
+            ),
+            biases={layer: layer.biases(relation) for layer in self._attentions},
+            past={} if cache is None else dict(zip(self._attentions, cache.layers, strict=True)),
+            kernels=kernels if kernels is not None and packs_kernels(self.conv_in.weight) else None,
+            backend=resolve_backend(self.config["attention_backend"], frame_index.device.type),
+        )
+
+    def forward(
+        self,
+        frames: Tensor,
+        level: Tensor,
+        frame_index: Tensor | None = None,
+        *,
+        observed: Tensor | None = None,
+        present: Tensor | None = None,
+        cache: FeatureCache | None = None,
+        context: FrameContext | None = None,
     ) -> Tensor:
         """The prediction for every frame, ``[B, K, channels, h, w]``; only that of targets means something.
 
@@ -151,66 +200,50 @@ class FrameUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
             observed: bool ``[B, K]``.
             present: bool ``[B, K]``; False for padding.
             cache: of observed frames that are not among `frames`.
+            context: in place of these four, for many passes over the frames of one window.
         """
-        present = _all_true(frame_index) if present is None else present
-        out = self._pass(frames, level, frame_index, observed=observed, present=present, cache=cache)
+        if context is None:
+            if frame_index is None or observed is None:
+                raise ConfigError("frame_index", "or observed is missing", "Pass both, or the context of a window.")
+            context = self.context(frame_index, observed=observed, present=present, cache=cache)
+        out = self._pass(frames, level, context)
         assert out is not None
         return out
 
     def _pass(
-        self,
-        frames: Tensor,
-        level: Tensor,
-        frame_index: Tensor,
-        *,
-        observed: Tensor,
-        present: Tensor,
-        cache: FeatureCache | None = None,
-        recorded: list[tuple[Tensor, Tensor]] | None = None,
+        self, frames: Tensor, level: Tensor, context: FrameContext, recorded: list[Tensor] | None = None
     ) -> Tensor | None:
-        batch, num_frames = frame_index.shape
-        observed = observed & present
-        relation = self._relation(frame_index, observed, present, cache)
-        if cache is None:
-            gaps = observed_gaps(frame_index, present, frame_index, observed)
-        else:
-            gaps = observed_gaps(
-                frame_index,
-                present,
-                torch.cat([cache.frame_index, frame_index], 1),
-                torch.cat([cache.present, observed], 1),
-            )
-        steps = self.timesteps((1000.0 * level).flatten()).to(frames.dtype)
-        temb = self.embed_level(steps).view(batch, num_frames, -1) + self.embed_gaps(gaps.to(frames.dtype))
-        temb = (temb + self.embed_observed(observed.long())).flatten(0, 1)  # [B K, T]
-
         x = nn.functional.pixel_unshuffle(frames.flatten(0, 1), self.config["patch_size"])
-        indicator = observed.to(x.dtype).view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])
+        indicator = context.observed.to(x.dtype).view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])
         x = torch.cat([x, indicator], dim=1)  # [B K, channels + 1, h, w]
-        temb = nn.functional.silu(temb)
-        flow = _Flow(batch, relation, self._backend(x.device), cache, recorded)
-        awaited = None if recorded is None else sum(isinstance(part, FrameAttention) for part in self.modules())
-        x = self.conv_in(x.contiguous(memory_format=torch.channels_last))
-        skips, each, num_levels = [x], self.config["num_blocks"], len(self.config["channels"])
-        for level_number in range(num_levels):
-            for block in self.down[level_number * each : (level_number + 1) * each]:
-                x = block(x, temb, flow)
-                skips.append(x)
-            if level_number < len(self.downsample):
-                x = self.downsample[level_number](x)
+        steps = self.timesteps((1000.0 * level).flatten()).to(frames.dtype)
+        flow = _Flow(context, self._changes(self.embed_level(steps) + context.embedding, context), recorded)
+        x = context.convolve(self.conv_in, x.contiguous(memory_format=torch.channels_last))
+        skips, each = [x], self.config["num_blocks"]
+        for number, block in enumerate(self.down, start=1):
+            x = block(x, flow)
+            skips.append(x)
+            if number % each == 0 and number < len(self.down):
+                x = context.convolve(self.downsample[number // each - 1].conv, x)
                 skips.append(x)
         attending, resnet = self.middle
-        x = resnet(attending(x, temb, flow), temb)
-        for level_number in range(num_levels):
-            for block in self.up[level_number * (each + 1) : (level_number + 1) * (each + 1)]:
-                if recorded is not None and len(recorded) == awaited:
-                    return None  # the features were what was wanted
-                x = block(torch.cat([x, skips.pop()], dim=1), temb, flow)
-            if level_number < len(self.upsample):
-                x = self.upsample[level_number](x)
-        out: Tensor = self.conv_out(nn.functional.silu(self.norm_out(x)))
+        x = resnet(attending(x, flow), flow)
+        for number, block in enumerate(self.up, start=1):
+            if recorded is not None and len(recorded) == len(self._attentions):
+                return None  # the features were what was wanted
+            x = block(torch.cat([x, skips.pop()], dim=1), flow)
+            if number % (each + 1) == 0 and number < len(self.up):
+                x = nn.functional.interpolate(x, scale_factor=2.0)
+                x = context.convolve(self.upsample[number // (each + 1) - 1].conv, x)
+        out = context.convolve(self.conv_out, nn.functional.silu(self.norm_out(x)))
         out = nn.functional.pixel_shuffle(out, self.config["patch_size"])
-        return out.view(batch, num_frames, *out.shape[1:])
+        return out.view(*level.shape, *out.shape[1:])
+
+    def _changes(self, embedding: Tensor, context: FrameContext) -> dict[_Resnet, Tensor]:
+        """What frames of an embedding ``[B K, T]`` change in every residual block: scale and shift ``[B K, 2 D]``."""
+        changes = nn.functional.linear(nn.functional.silu(embedding), *context.projection)
+        widths = [2 * block.out_channels for block in self._resnets]
+        return dict(zip(self._resnets, torch.split(changes, widths, dim=1), strict=True))
 
     def _relation(
         self, frame_index: Tensor, observed: Tensor, present: Tensor, cache: FeatureCache | None
@@ -226,31 +259,18 @@ class FrameUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
             answering = torch.cat([cache.frame_index, frame_index], dim=1)
         return FrameRelation.between(frame_index, answering, allowed)
 
-    def _backend(self, device: torch.device) -> str:
-        return resolve_backend(self.config["attention_backend"], device.type)
-
 
 class _Flow:
-    """What a pass carries from one attention over frames to the next: relations, and caches read or written."""
+    """What a pass carries from block to block."""
 
-    def __init__(
-        self,
-        batch: int,
-        relation: FrameRelation,
-        backend: str,
-        cache: FeatureCache | None,
-        recorded: list[tuple[Tensor, Tensor]] | None,
-    ) -> None:
-        self.batch = batch
-        self.relation = relation
-        self.backend = backend
-        self._cached = iter(cache.layers) if cache is not None else None
-        self._recorded = recorded
+    def __init__(self, context: FrameContext, changes: dict[_Resnet, Tensor], recorded: list[Tensor] | None) -> None:
+        self.context, self.changes, self._recorded = context, changes, recorded
 
     def through(self, layer: FrameAttention, x: Tensor) -> Tensor:
-        past = None if self._cached is None else next(self._cached)
-        frames = x.view(self.batch, -1, *x.shape[1:])
-        frames, own = layer(frames, self.relation, past=past, backend=self.backend)
+        """The frames ``[B K, D, h, w]`` after they have looked at each other, and at those of a cache."""
+        context = self.context
+        frames = x.view(*context.observed.shape, *x.shape[1:])
+        frames, own = layer(frames, context.biases[layer], past=context.past.get(layer), backend=context.backend)
         if self._recorded is not None:
             self._recorded.append(own)
         seen: Tensor = frames.flatten(0, 1)
@@ -274,17 +294,16 @@ class _Resnet(ResnetBlock2D):
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor, temb: Tensor) -> Tensor:
-        """``[B, D, h, w]``; `temb` is past its activation, which all blocks share."""
-        h = self.conv1(nn.functional.silu(self.norm1(x)))
-        scale, shift = self.time_emb_proj(temb)[:, :, None, None].chunk(2, dim=1)
-        h = nn.functional.silu(self.norm2(h) * (1 + scale) + shift)
-        h = self.conv2(self.dropout(h))
+    def forward(self, x: Tensor, flow: _Flow) -> Tensor:  # type: ignore[override]
+        """``[B K, D, h, w]``."""
+        convolve = flow.context.convolve
+        h = convolve(self.conv1, nn.functional.silu(self.norm1(x)))
+        scale, shift = flow.changes[self][:, :, None, None].chunk(2, dim=1)
+        h = nn.functional.silu(torch.addcmul(shift, self.norm2(h), 1 + scale))
         if self.conv_shortcut is not None:  # a convolution of one pixel is a matrix product, and faster as one
             weight = self.conv_shortcut.weight.flatten(1)
             x = nn.functional.linear(x.movedim(1, -1), weight, self.conv_shortcut.bias).movedim(-1, 1)
-        out: Tensor = x + h
-        return out
+        return convolve(self.conv2, self.dropout(h), plus=x)
 
 
 class _Block(nn.Module):
@@ -298,16 +317,16 @@ class _Block(nn.Module):
         self.over_frames = self.over_space = None
         if kind in ("frames", "both", "joint"):
             joint = kind == "joint"
-            self.over_frames = FrameAttention(width, num_heads, joint=joint, num_positions=num_positions * joint)
+            self.over_frames = FrameAttention(width, num_heads, num_positions, joint=joint)
         if kind in ("space", "both"):
             self.over_space = SpaceAttention(width, num_heads)
 
-    def forward(self, x: Tensor, temb: Tensor, flow: _Flow) -> Tensor:
-        x = self.resnet(x, temb)
+    def forward(self, x: Tensor, flow: _Flow) -> Tensor:
+        x = self.resnet(x, flow)
         if self.over_frames is not None:
             x = flow.through(self.over_frames, x)
         if self.over_space is not None:
-            x = self.over_space(x, backend=flow.backend)
+            x = self.over_space(x, backend=flow.context.backend)
         return x
 
 

@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from flexgen.networks.attention import attend
@@ -47,12 +46,12 @@ class FeatureCache:
     Args:
         frame_index: int64 ``[B, C]``, of the observed frames.
         present: bool ``[B, C]``; False where a row has fewer of them.
-        layers: keys and values ``[B, C, S, D]`` of every attention over frames, in the order in which they are asked.
+        layers: keys and values ``[B, C, S, 2 D]`` of every attention over frames, in the order in which they are asked.
     """
 
     frame_index: Tensor
     present: Tensor
-    layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    layers: list[Tensor] = field(default_factory=list)
 
 
 def observed_gaps(frame_index: Tensor, present: Tensor, observed_index: Tensor, observed: Tensor) -> Tensor:
@@ -82,14 +81,14 @@ class FrameAttention(nn.Module):
     Args:
         channels: D.
         num_heads: H.
+        num_positions: S. A joint layer has a learned embedding of each.
         joint: every position of a frame looks at every position of the others (worth its price at low resolution,
             where a moving camera carries things from one position to another); else at the same position only.
-        num_positions: S, of a joint layer: its positions have learned embeddings.
     """
 
-    def __init__(self, channels: int, num_heads: int, *, joint: bool = False, num_positions: int = 0) -> None:
+    def __init__(self, channels: int, num_heads: int, num_positions: int, *, joint: bool = False) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.num_positions = num_heads, num_positions
         self.joint = joint
         self.norm = nn.GroupNorm(_num_groups(channels), channels)
         self.qkv = nn.Linear(channels, 3 * channels)
@@ -100,42 +99,40 @@ class FrameAttention(nn.Module):
             nn.init.zeros_(last.weight)  # type: ignore[arg-type]
             nn.init.zeros_(last.bias)  # type: ignore[arg-type]
 
+    def biases(self, relation: FrameRelation) -> Tensor:
+        """Of the frames' attention, as `attend` takes it: ``[B S, H, Q, K]``; of a joint layer ``[B, H, Q S, K S]``."""
+        bias: Tensor = self.bias(relation.features).masked_fill(~relation.allowed[..., None], -math.inf).movedim(-1, 1)
+        if self.joint:
+            return bias.repeat_interleave(self.num_positions, 2).repeat_interleave(self.num_positions, 3)
+        return bias.repeat_interleave(self.num_positions, 0)
+
     def forward(
-        self,
-        x: Tensor,
-        relation: FrameRelation,
-        *,
-        past: tuple[Tensor, Tensor] | None = None,
-        backend: str = "sdpa",
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """The frames ``[B, K, D, h, w]`` after they have looked, and their own keys and values ``[B, K, S, D]``.
+        self, x: Tensor, biases: Tensor, *, past: Tensor | None = None, backend: str = "sdpa"
+    ) -> tuple[Tensor, Tensor]:
+        """The frames ``[B, K, D, h, w]`` after they have looked, and their own keys and values ``[B, K, S, 2 D]``.
 
         Args:
-            relation: from these frames to `past` and then themselves.
+            biases: of the relation from these frames to `past` and then themselves.
             past: keys and values of frames that are not asked, such as observed ones of a cache.
         """
-        num_frames, height = x.shape[1], x.shape[3]
-        flat = rearrange(x, "b k d h w -> (b k) d h w")
-        tokens = rearrange(self.norm(flat), "(b k) d h w -> b k (h w) d", k=num_frames)  # [B, K, S, D]
+        batch, num_frames, channels, height, width = x.shape
+        tokens = self.norm(x.flatten(0, 1)).movedim(1, -1).reshape(batch, num_frames, height * width, channels)
         if self.position is not None:
             tokens = tokens + self.position
-        q, k, v = self.qkv(tokens).chunk(3, dim=-1)  # [B, K, S, D] each
-        own = (k, v)
-        if past is not None:
-            k, v = torch.cat([past[0], k], dim=1), torch.cat([past[1], v], dim=1)
-        bias = self.bias(relation.features).masked_fill(~relation.allowed[..., None], -math.inf)  # [B, Q, K, H]
-        bias = rearrange(bias, "b q k h -> b h q k").to(q.dtype)
-        positions = q.shape[2]
+        q, own = self.qkv(tokens).split((channels, 2 * channels), dim=-1)
+        k, v = (own if past is None else torch.cat([past, own], dim=1)).chunk(2, dim=-1)
+        y = attend(self._grouped(q), self._grouped(k), self._grouped(v), biases.to(q.dtype), backend=backend)
+        y = y.transpose(1, 2)  # [B, K S, H, d], or [B S, K, H, d]
         if self.joint:
-            q, k, v = (rearrange(t, "b k s (n d) -> b n (k s) d", n=self.num_heads) for t in (q, k, v))
-            bias = bias.repeat_interleave(positions, 2).repeat_interleave(positions, 3)
-            y = attend(q, k, v, bias, backend=backend)
-            y = rearrange(y, "b n (k s) d -> b k s (n d)", s=positions)
+            y = self.out(y.reshape(batch, num_frames, height, width, channels)).movedim(-1, 2)
         else:
-            q, k, v = (rearrange(t, "b k s (n d) -> (b s) n k d", n=self.num_heads) for t in (q, k, v))
-            y = attend(q, k, v, bias.repeat_interleave(positions, 0), backend=backend)
-            y = rearrange(y, "(b s) n k d -> b k s (n d)", s=positions)
-        return x + rearrange(self.out(y), "b k (h w) d -> b k d h w", h=height), own
+            y = self.out(y.reshape(batch, height, width, num_frames, channels)).permute(0, 3, 4, 1, 2)
+        return x + y, own
+
+    def _grouped(self, tokens: Tensor) -> Tensor:
+        """``[B, K, S, D]`` as sets of tokens that see each other: ``[B, H, K S, d]``, or ``[B S, H, K, d]``."""
+        heads = tokens.view(*tokens.shape[:3], self.num_heads, -1)  # [B, K, S, H, d]
+        return heads.flatten(1, 2).transpose(1, 2) if self.joint else heads.permute(0, 2, 3, 1, 4).flatten(0, 1)
 
 
 class SpaceAttention(nn.Module):
@@ -152,10 +149,11 @@ class SpaceAttention(nn.Module):
 
     def forward(self, x: Tensor, *, backend: str = "sdpa") -> Tensor:
         """``[B, D, h, w]``, one frame a row."""
-        tokens = rearrange(self.norm(x), "b d h w -> b (h w) d")
-        q, k, v = (rearrange(t, "b s (n d) -> b n s d", n=self.num_heads) for t in self.qkv(tokens).chunk(3, -1))
-        y: Tensor = self.out(rearrange(attend(q, k, v, None, backend=backend), "b n s d -> b s (n d)"))
-        return x + rearrange(y, "b (h w) d -> b d h w", h=x.shape[2])
+        tokens = self.norm(x).movedim(1, -1).flatten(1, 2)  # [B, S, D]
+        q, k, v = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [B, H, S, d] each
+        y = attend(q, k, v, None, backend=backend).transpose(1, 2).reshape(tokens.shape)
+        seen: Tensor = x + self.out(y).unflatten(1, x.shape[2:]).movedim(-1, 1)
+        return seen
 
 
 def _num_groups(channels: int) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flexgen import rng
 from flexgen.errors import ConfigError, FlexgenError, QueryError, SpaceError
-from flexgen.networks.frames import FeatureCache
+from flexgen.networks.context import Kernels
 from flexgen.query import Query
 from flexgen.rng import Streams
 from flexgen.training.guards import evaluating
@@ -28,7 +28,7 @@ class WindowSampler:
     Args:
         backbone: the trained model.
         num_inference_steps: denoising steps.
-        scheduler: see `NoiseProcess.scheduler`; default ``"euler"`` for flows, ``"ddim"`` otherwise.
+        scheduler: see `NoiseProcess.scheduler`; default ``"dpm++"`` for flows, ``"ddim"`` otherwise.
         history_guidance: w >= 0: predictions are moved to p(x | C) + w (p(x | C) - p(x)), away from what the network
             would say without observed frames (history guidance, Song et al. 2025); 0 costs nothing, more costs a
             second evaluation a step. The network must have been trained with windows without observed frames.
@@ -55,7 +55,7 @@ class WindowSampler:
     ) -> None:
         self.backbone = backbone
         self.num_inference_steps = num_inference_steps
-        self.scheduler_name = scheduler or ("euler" if backbone.process.is_flow else "ddim")
+        self.scheduler_name = scheduler or ("dpm++" if backbone.process.is_flow else "ddim")
         backbone.process.scheduler(self.scheduler_name, num_inference_steps)  # refuses what does not fit
         if history_guidance < 0:
             raise ConfigError("history_guidance", f"is {history_guidance}", "Pass 0 or more.")
@@ -196,52 +196,46 @@ class _Asking:
         observed_index: Tensor,
         is_observed: Tensor,
     ) -> None:
-        self.network, self.process = sampler.backbone.network, sampler.backbone.process
-        self.guidance = sampler.history_guidance
-        self.target_index, self.is_target = target_index, is_target
-        self.observed, self.observed_index, self.is_observed = observed, observed_index, is_observed
-        self.observed_level = self.process.seen(observed_level)
+        network, self.guidance = sampler.backbone.network, sampler.history_guidance
+        self.network, self.target_index = network, target_index
+        self.observed, self.observed_level = observed, sampler.backbone.process.seen(observed_level)
         self.has_observed = bool(is_observed.any())
-        self.cache: FeatureCache | None = None
-        if sampler.cached and self.has_observed:
-            self.cache = self.network.observe(observed, self.observed_level, observed_index, present=is_observed)
+        self.joined = self.has_observed and not sampler.cached
+        # What all steps share is computed once.
+        nothing, kernels = torch.zeros_like(is_target), Kernels()
+        asked: dict[str, Any] = {"observed": nothing, "present": is_target, "kernels": kernels}
+        if self.guidance or not self.has_observed:
+            self.context_alone = network.context(target_index, **asked)
+        if self.joined:
+            self.context = network.context(
+                torch.cat([target_index, observed_index], 1),
+                observed=torch.cat([nothing, is_observed], 1),
+                present=torch.cat([is_target, is_observed], 1),
+                kernels=kernels,
+            )
+        elif self.has_observed:
+            shared = kernels if observed_index.shape == target_index.shape else None  # one pass is worth no packing
+            cache = network.observe(observed, self.observed_level, observed_index, present=is_observed, kernels=shared)
+            self.context = network.context(target_index, cache=cache, **asked)
 
     def prediction(self, values: Tensor, level: Tensor) -> Tensor:
         """``[B, P, c, h, w]`` for targets at one noise level."""
-        told = self._given(values, level) if self.has_observed else self._alone(values, level)
-        if self.guidance and self.has_observed:
-            alone = self._alone(values, level)
-            told = told + self.guidance * (told - alone)
+        levels = level.expand(self.target_index.shape)
+        if not self.has_observed:
+            return self._alone(values, levels)
+        told = self._given(values, levels)
+        if self.guidance:
+            told = told + self.guidance * (told - self._alone(values, levels))
         return told
 
-    def _levels(self, level: Tensor) -> Tensor:
-        return level.expand(self.target_index.shape)
-
-    def _alone(self, values: Tensor, level: Tensor) -> Tensor:
-        nothing = torch.zeros_like(self.is_target)
-        out: Tensor = self.network(
-            values, self._levels(level), self.target_index, observed=nothing, present=self.is_target
-        )
+    def _alone(self, values: Tensor, levels: Tensor) -> Tensor:
+        out: Tensor = self.network(values, levels, context=self.context_alone)
         return out
 
-    def _given(self, values: Tensor, level: Tensor) -> Tensor:
-        out: Tensor
-        nothing = torch.zeros_like(self.is_target)
-        if self.cache is not None:
-            out = self.network(
-                values,
-                self._levels(level),
-                self.target_index,
-                observed=nothing,
-                present=self.is_target,
-                cache=self.cache,
-            )
-            return out
-        out = self.network(
-            torch.cat([values, self.observed], 1),
-            torch.cat([self._levels(level), self.observed_level], 1),
-            torch.cat([self.target_index, self.observed_index], 1),
-            observed=torch.cat([nothing, self.is_observed], 1),
-            present=torch.cat([self.is_target, self.is_observed], 1),
-        )
+    def _given(self, values: Tensor, levels: Tensor) -> Tensor:
+        if self.joined:
+            frames, levels = torch.cat([values, self.observed], 1), torch.cat([levels, self.observed_level], 1)
+        else:
+            frames = values
+        out: Tensor = self.network(frames, levels, context=self.context)
         return out[:, : values.shape[1]]

@@ -138,6 +138,59 @@ def test_a_cache_of_rows_of_different_sizes() -> None:
     close(cached[2:], network(**{name: value[2:] for name, value in now.items()}), atol=1e-5)
 
 
+@pytest.mark.parametrize("attention", WAYS)
+@torch.no_grad()
+def test_a_context_serves_many_passes(attention: str) -> None:
+    """Packed kernels are read in another order, and nothing else; windows of another size pack their own."""
+    network, kernels = small.network(attention=attention), {}
+    for num_frames in (6, 4, 6):
+        window = small.window(num_frames=num_frames)
+        frames, level = window.pop("frames"), window.pop("level")
+        context = network.context(**window, kernels=kernels)
+        for _ in range(2):
+            close(network(frames, level, context=context), network(frames, level, **window), atol=1e-5)
+            frames, level = torch.randn_like(frames), torch.rand_like(level)
+    assert len(kernels) == 2 * sum(
+        isinstance(part, torch.nn.Conv2d) and part.padding != (0, 0) for part in network.modules()
+    )
+
+
+@torch.no_grad()
+def test_the_cache_of_a_context_changes_nothing() -> None:
+    network, window, kernels = small.network(), small.window(), {}
+    seen = window["observed"][0]
+    past, now = rows(window, seen), rows(window, ~seen)
+    past.pop("observed")
+    frames, level = now.pop("frames"), now.pop("level")
+    context = network.context(**now, cache=network.observe(**past, kernels=kernels), kernels=kernels)
+    close(network(frames, level, context=context), network(**window)[:, ~seen], atol=1e-5)
+
+
+def test_kernels_are_not_kept_where_they_would_be_wrong() -> None:
+    """Under gradients, which must reach the weights, and under autocast; a new context sees new weights."""
+    network, window = small.network(), small.window()
+    frames, level = window.pop("frames"), window.pop("level")
+    kernels: dict[Any, Any] = {}
+    network(frames, level, context=network.context(**window, kernels=kernels)).sum().backward()
+    assert not kernels
+    assert all(weight.grad is not None for weight in network.parameters())
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        network(frames, level, context=network.context(**window, kernels=kernels))
+    assert not kernels
+    with torch.no_grad():
+        first = network(frames, level, context=network.context(**window, kernels={}))
+        network.conv_in.weight.data.mul_(2)
+        second = network(frames, level, context=network.context(**window, kernels={}))
+        close(second, network(frames, level, **window), atol=1e-5)
+        assert (first - second).abs().max() > 1e-2
+
+
+def test_a_pass_needs_a_window() -> None:
+    window = small.window()
+    with pytest.raises(ConfigError, match="frame_index: or observed is missing"):
+        small.network()(window["frames"], window["level"], window["frame_index"])
+
+
 def test_full_attention_has_no_cache() -> None:
     window = small.window()
     window.pop("observed")

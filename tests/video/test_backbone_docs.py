@@ -14,7 +14,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "backbone.md"
 def test_the_page_on_backbones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     # Smaller networks and fewer steps than a reader would take.
     quick = {"(32, 64, 96, 128)": "(8, 8, 16, 16)", "num_steps=1000": "num_steps=2", "(64, 40, ": "(8, 40, "}
     text = "\n".join(blocks)
