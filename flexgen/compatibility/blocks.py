@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,6 +23,9 @@ from flexgen.compatibility.sites import Requests, SiteAnswers, present_in
 from flexgen.conditional import Conditional
 from flexgen.errors import FlexgenError, UnsupportedQueryError
 from flexgen.exact import ConditionalTables, kernels
+
+if TYPE_CHECKING:
+    from flexgen.compatibility.tables import TableCheck
 
 __all__ = ["ExactBlocks", "exact_blocks"]
 
@@ -54,6 +58,14 @@ class ExactBlocks:
             ).view(tables.shape)
             for order in itertools.permutations(places)
         }
+
+    def check(self, block: int) -> TableCheck:
+        """What the exact tier says of a block: verdict, worst cycle, joint. Rounding of the network is tolerated."""
+        from flexgen.compatibility.tables import check_tables
+
+        tables = self.tables[block]
+        num_edges = 2 * math.prod(tables.shape)  # at most, of a loop
+        return check_tables(tables, tolerance=max(1e-6, num_edges * float(self.relative[block])))
 
     def effect(self) -> Effect:
         """For each block the largest total variation distance between the laws of two orders of the scan, 0 to 1.

@@ -7,7 +7,7 @@ A network is a fixed function: nothing about its answers at one data row is rand
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pandas as pd
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flexgen.errors import FlexgenError
 
-__all__ = ["Cost", "Effect", "Estimate", "Verdict", "check_level", "check_margin", "joined"]
+__all__ = ["Cost", "Effect", "Estimate", "Verdict", "check_level", "check_margin"]
 
 Verdict = Literal["refuted", "not refuted", "equivalent within margin"]
 IntervalMethod = Literal["t", "bootstrap"]
@@ -245,27 +245,6 @@ def check_level(level: float) -> None:
     """Refuses what is no coverage of an interval."""
     if not 0 < level < 1:
         raise FlexgenError("level", f"is {level}", "Pass a coverage between 0 and 1, such as 0.95.")
-
-
-def joined(effects: list[Effect]) -> Effect:
-    """Several effects of one name and unit as one; each part keeps its share of the weight, by its number of values."""
-    first = effects[0]
-    sizes = [len(effect) for effect in effects]
-    costs = effects[0].cost
-    for effect in effects[1:]:
-        costs = costs + effect.cost
-    return replace(
-        first,
-        values=torch.cat([e.values for e in effects]),
-        weights=torch.cat([e.weights * n for e, n in zip(effects, sizes, strict=True)]),
-        uniform_weights=torch.cat(
-            [torch.as_tensor(e.uniform_weights) * n for e, n in zip(effects, sizes, strict=True)]
-        ),
-        rows=torch.cat([e.rows for e in effects]),
-        sites=torch.cat([e.sites for e in effects]),
-        floor=torch.cat([e.floors for e in effects]),
-        cost=costs,
-    )
 
 
 def _ratio(total: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,7 @@ class Report:
         assumptions: sentences about what was looked at and how.
         caveats: sentences about what the result cannot tell.
         cost: of everything.
-        figures_of: further parts of the pictures: the two directions' log cross-ratios ``[M, 2]``, for example.
+        directions: ``"forward"`` and ``"backward"``: log cross-ratios ``[M]`` of the rectangles, for the picture.
         others: further results by title (two-sample tests of scans, score asymmetry, impact): frozen dataclasses or
             effects, shown below the table; see `with_result`.
 
@@ -190,7 +189,7 @@ class Summary:
     def columns(self) -> tuple[str, ...]:
         level = f"{100 * self.report.level:g} %"
         return (
-            "mean |effect|, nats",
+            "effect (mean size, nats)",
             f"by probability ({level})",
             f"uniform ({level})",
             "floor",
@@ -261,11 +260,3 @@ def told(result: Any) -> str:
         elif isinstance(value, Estimate):
             numbers.append(f"{part.name.replace('_', ' ')} {number(value.value)} ({interval(value)})")
     return ", ".join(numbers)
-
-
-def escaped(text: str) -> str:
-    return html.escape(text)
-
-
-def paragraphs(lines: Sequence[str]) -> str:
-    return "".join(f"<li>{escaped(line)}</li>" for line in lines)

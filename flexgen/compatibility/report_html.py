@@ -19,17 +19,19 @@ __all__ = ["summary_html", "write_html"]
 _COLOUR = {"refuted": "#b3261e", "equivalent within margin": "#1b7f4b", "not refuted": "inherit"}
 
 
-def summary_html(summary: Summary) -> str:
+def summary_html(summary: Summary, *, title: bool = True) -> str:
     """The table and its words, styled in place (notebooks strip style sheets)."""
     report = summary.report
+    name = f"<b>Compatibility of {escape(report.model)}.</b> " if title else ""
     cell = "padding:.25em .8em .25em 0;border:0;vertical-align:top;"
     head = "".join(
         f'<th style="{cell}text-align:{_side(k)};border-bottom:1px solid currentColor">{escape(column)}</th>'
         for k, column in enumerate(summary.columns)
     )
     body = ""
-    for name, row in zip(report.effects, summary.table_rows(), strict=True):
-        meaning = f'<br><small style="opacity:.7">{escape(MEANING.get(name, ""))}</small>' if name in MEANING else ""
+    for effect, row in zip(report.effects, summary.table_rows(), strict=True):
+        told_as = escape(MEANING.get(effect, ""))
+        meaning = f'<br><small style="opacity:.7">{told_as}</small>' if told_as else ""
         cells = "".join(
             f'<td style="{cell}text-align:{_side(k)};{_tint(text)}">{escape(text)}{meaning if k == 0 else ""}</td>'
             for k, text in enumerate(row)
@@ -38,7 +40,7 @@ def summary_html(summary: Summary) -> str:
     others = "".join(f"<p><b>{escape(t)}</b>: {escape(told(r))}</p>" for t, r in report.others.items())
     words = "".join(f"<li>{escape(line)}</li>" for line in summary.words())
     return (
-        f"<div><p><b>Compatibility of {escape(report.model)}.</b> {escape(summary.headline())}</p>"
+        f"<div><p>{name}{escape(summary.headline())}</p>"
         f'<table style="border-collapse:collapse;font-size:.95em"><thead><tr>{head}</tr></thead><tbody>{body}</tbody>'
         f'</table>{others}<ul style="opacity:.8;font-size:.9em">{words}</ul></div>'
     )
@@ -57,7 +59,7 @@ def write_html(report: Report, path: Path) -> Path:
         '<meta name="viewport" content="width=device-width, initial-scale=1"><style>'
         "body{font:16px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;color:#222}"
         "img{max-width:100%}table{font-variant-numeric:tabular-nums}div{overflow-x:auto}</style></head><body>"
-        f"<h1>{title}</h1>{summary_html(report.summary())}"
+        f"<h1>{title}</h1>{summary_html(report.summary(), title=False)}"
         f'<img alt="Pictures of the report" src="data:image/png;base64,{encoded}">'
         f"{_largest(report)}</body></html>\n",
         encoding="utf-8",

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flexgen.plots import REAL, SAMPLED
+from flexgen.plots import REAL, SAMPLED, Picture
 
 if TYPE_CHECKING:
     from flexgen.compatibility.effects import Effect
@@ -34,7 +34,7 @@ def plot_report(report: Report) -> Figure:
         panels.append(_scans)
     columns = min(len(panels), 2) or 1
     lines = math.ceil(len(panels) / 2) or 1
-    figure = Figure(figsize=(5.2 * columns, 4.3 * lines + 0.4), layout="constrained")
+    figure = Picture(figsize=(5.2 * columns, 4.3 * lines + 0.4), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     for ax, panel in zip(axes, panels, strict=False):
         panel(ax, report)

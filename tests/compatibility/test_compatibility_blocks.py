@@ -55,6 +55,7 @@ def test_three_sites_of_a_planted_incompatibility() -> None:
     x = torch.randint(2, (6, 5), generator=generator(2))
     effect = exact_blocks(model, x, torch.tensor([0, 1, 2])).effect()
     assert effect.verdict() == "refuted"
+    assert exact_blocks(model, x, torch.tensor([0, 1, 2])).check(0).verdict == "incompatible"
     weaker = exact_blocks(Planted(model.law, 0.04), x, torch.tensor([0, 1, 2])).effect()
     # Divergence is linear in a small incompatibility: a tenth of it, to second order.
     torch.testing.assert_close(weaker.values * 10, effect.values, rtol=0.35, atol=0)
@@ -77,6 +78,9 @@ def test_a_block_of_a_joint_is_the_joint_given_the_rest() -> None:
     for order in ((1, 3), (3, 1)):
         torch.testing.assert_close(blocks.scan_laws(0)[order], given, atol=1e-12, rtol=0)
     assert blocks.effect().verdict() == "not refuted"
+    found = blocks.check(0)
+    assert found.verdict == "compatible"
+    torch.testing.assert_close(found.joint.p, given, atol=1e-12, rtol=0)
 
 
 def test_what_cannot_be_enumerated() -> None:

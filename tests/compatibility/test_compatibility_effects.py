@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from flexgen.compatibility.effects import Cost, Effect, joined
+from flexgen.compatibility.effects import Cost, Effect
 from flexgen.errors import FlexgenError
 
 ROWS, WITHIN, REPLICATES = 40, 12, 600
@@ -107,9 +107,6 @@ def test_by_sites_and_frames() -> None:
     assert frame["weighted"].tolist() == [1.5, 3.0]
     assert frame["largest"].tolist() == [3.0, 4.0]
     assert e.to_dataframe().columns.tolist() == ["effect", "site_0", "site_1", "value", "floor", "weight", "row"]
-    both = joined([e, e])
-    assert both.weighted().value == pytest.approx(e.weighted().value)
-    assert both.cost.forwards == 14
 
 
 @pytest.mark.parametrize(
