@@ -64,7 +64,8 @@ def stationary(
     if size * max(size, chain.num_states // 16) <= _DENSE_ENTRIES:
         points = torch.zeros(size, chain.num_states, dtype=torch.float64)
         points[torch.arange(size), torch.from_numpy(members)] = 1.0
-        rows = chain.move(points.view(size, *chain.shape)).view(size, -1)[:, torch.from_numpy(members)]
+        moved = chain.move(points.view(size, *chain.shape)).reshape(size, -1)  # contiguous only if the tables are
+        rows = moved[:, torch.from_numpy(members)]
         law = torch.zeros(chain.num_states, dtype=torch.float64)
         law[torch.from_numpy(members)] = kernels.stationary(rows / rows.sum(-1, keepdim=True), tolerance=tolerance)
         return law.view(chain.shape)

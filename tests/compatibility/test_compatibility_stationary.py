@@ -183,3 +183,12 @@ def test_errors() -> None:
         stationary(COIN, ())
     with pytest.raises(FlexgenError, match=r"block: is 2. Name distinct sites among 0 to 1"):
         stationary(COIN, (0, 2))
+
+
+def test_tables_need_not_be_contiguous() -> None:
+    """As conditionals of a network are, whose target comes last before `movedim`."""
+    tables = random_tables((3, 2, 4), 0)
+    turned = ConditionalTables([t.movedim(i, -1).contiguous().movedim(-1, i) for i, t in enumerate(tables.tables)])
+    assert not all(t.is_contiguous() for t in turned.tables)
+    for scan in ("random", (0, 1, 2), (2, 0, 1)):
+        torch.testing.assert_close(stationary(turned, scan), stationary(tables, scan), rtol=0, atol=1e-14)
