@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,9 +14,18 @@ from matplotlib.figure import Figure
 
 from flexgen.errors import DataError
 
-__all__ = ["REAL", "SAMPLED", "compare_rows", "informative_columns", "rank_correlation"]
+__all__ = ["REAL", "SAMPLED", "Picture", "compare_rows", "informative_columns", "rank_correlation"]
 
 REAL, SAMPLED = "#30343f", "#e4572e"
+
+
+class Picture(Figure):
+    """A figure that a notebook shows, also one in which pyplot was never used; ``savefig`` keeps it."""
+
+    def _repr_png_(self) -> bytes:
+        png = io.BytesIO()
+        self.savefig(png, format="png")
+        return png.getvalue()
 
 
 def compare_rows(
@@ -42,7 +52,7 @@ def compare_rows(
     frames = [f.iloc[rng.choice(len(f), count, replace=False)][columns] for f in (real, sampled)]
     axis_of = {c: _AxisScale(c, real, sampled) for c in columns}
     n = len(columns)
-    figure = Figure(figsize=(2.1 * n + 0.6, 2.1 * n + 0.9), layout="constrained")
+    figure = Picture(figsize=(2.1 * n + 0.6, 2.1 * n + 0.9), layout="constrained")
     axes = figure.subplots(n, n, squeeze=False)
     for i, row in enumerate(columns):
         for j, column in enumerate(columns):
