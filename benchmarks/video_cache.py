@@ -47,7 +47,7 @@ def samplers(num_steps: int) -> dict[str, WindowSampler]:
     out = {}
     for name, (network, cached) in ways.items():
         backbone = VideoBackbone(network.eval(), NoiseProcess(), PixelScale(), window=20)
-        out[name] = WindowSampler(backbone, num_inference_steps=num_steps, cached=cached)
+        out[name] = WindowSampler(backbone, num_inference_steps=num_steps, scheduler="euler", cached=cached)
     return out
 
 
@@ -85,9 +85,11 @@ def main() -> None:
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         values, products = {}, {}
         for name, sampler in ways.items():  # and warm up
-            # Without oneDNN, whose packed convolutions PyTorch does not count.
-            with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
-                values[name] = draw(sampler, job)[1]
+            values[name] = draw(sampler, job)[1]
+            torch.backends.mkldnn.enabled = False  # whose packed convolutions PyTorch does not count
+            with FlopCounterMode(display=False) as counter:
+                draw(sampler, job)
+            torch.backends.mkldnn.enabled = True
             products[name] = counter.get_total_flops()
         for _ in range(arguments.repeats):
             for name, sampler in ways.items():
