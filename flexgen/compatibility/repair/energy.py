@@ -47,6 +47,8 @@ class EnergyModel(nn.Module, FiniteJoint):
 class TableEnergy(nn.Module):
     """A free energy for every state: every positive joint is among its laws. For spaces that can be enumerated."""
 
+    strides: Tensor
+
     def __init__(self, space: Space) -> None:
         super().__init__()
         sizes = _finite(space).num_categories
