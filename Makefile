@@ -6,7 +6,7 @@ READY := .venv/.ready
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: help setup demo mazes test lint format slow clean
+.PHONY: help setup demo mazes notebooks test lint format slow clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -35,6 +35,11 @@ mazes: $(READY)  ## Render videos to train and test video models on into mazes/;
 	dpkg -s $(GL) > /dev/null 2>&1 || (apt-get update && apt-get install -y $(GL))
 	$(BIN)/flexgen render output=mazes/train num_clips=240
 	$(BIN)/flexgen render output=mazes/held_out num_clips=24 seed=1
+
+notebooks: $(READY)  ## Run all notebooks and keep their results; the one on AntiBERTy where its package is installed
+	$(BIN)/python -c 'import ipykernel, jupytext, nbclient' || \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[notebooks]"
+	$(BIN)/python notebooks/build.py
 
 test: lint  ## Lint, types and the default test tier
 	$(BIN)/python -m pytest -n 2 --dist loadfile
