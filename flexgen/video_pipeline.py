@@ -151,7 +151,7 @@ class VideoPipeline:
         num_frames: int,
         num_observed: int | None = None,
         observed_index: Iterable[int] | None = None,
-        plan: str | Plan | AdaptivePlan = "tree",
+        plan: str | Plan | AdaptivePlan = "hierarchy-2",
         distance: Distance | DistanceName | None = None,
         num_inference_steps: int = 10,
         scheduler: str | None = None,

@@ -35,6 +35,6 @@ def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
 def test_the_default_costs_what_the_page_says() -> None:
     from samplers import frames
 
-    plan = frames.tree(300, 12, 12)
+    plan = frames.hierarchical(300, 12, 12)
     assert plan.evaluations_per_frame(10, cached=True) <= 13
     assert plan.evaluations_per_frame(10, cached=False) > plan.evaluations_per_frame(10, cached=True)

@@ -369,7 +369,7 @@ def test_wrong_arguments_are_named(pipe: VideoPipeline, tmp_path: Path) -> None:
         (DataError, "num_frames: is 2.5", {"num_frames": 2.5}),
         (PlanError, "plan: is 'treee'. Choose one of tree, autoregressive", {"plan": "treee"}),
         (PlanError, "plan: is for other given frames .1-4.", {"plan": frames.tree(12, range(1, 5), WINDOW)}),
-        (PlanError, "distance: is given to the plan 'tree'", {"distance": "pixels"}),
+        (PlanError, "distance: is given to the plan 'hierarchy-2'", {"distance": "pixels"}),
         (PlanError, "distance: is 'ssim'", {"distance": "ssim", "plan": "adaptive-autoregressive"}),
         (PlanError, "plan: is a int", {"plan": 3}),
         (PlanError, "plan: is for 30 frames", {"plan": frames.tree(30, 4, WINDOW)}),

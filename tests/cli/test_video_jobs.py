@@ -90,7 +90,7 @@ def test_a_video_of_the_backbone(trained: Path, tmp_path: Path, capsys: pytest.C
     command += ["num_observed=3", "num_frames=9", "num_inference_steps=2", "progress=false", f"output={tmp_path / 'a'}"]
     assert main(command) == 0
     shown = capsys.readouterr().out
-    assert "tree: 6 frames" in shown
+    assert "hierarchy-2: 6 frames" in shown
     assert "frame evaluations per generated frame" in shown
     made = np.load(tmp_path / "a" / "frames" / "frames.npy")
     assert made.shape == (9, SIDE, SIDE, 3)
