@@ -79,7 +79,8 @@ def _directions(ax: Axes, report: Report) -> None:
     reach = 1.05 * float(np.percentile(np.abs(both), 99.5)) if len(both) else 1.0
     reach = reach or 1.0
     ax.plot([-reach, reach], [-reach, reach], color="#999999", lw=1, zorder=0)
-    ax.plot(one, other, ".", color=SAMPLED, ms=3, alpha=0.3, mew=0, rasterized=True)
+    size, alpha = (3, 0.3) if len(one) > 500 else (5, 0.6)
+    ax.plot(one, other, ".", color=SAMPLED, ms=size, alpha=alpha, mew=0, rasterized=True)
     ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
     ax.set_xlabel("log cross-ratio from p(i | j), nats", fontsize=8)
     ax.set_ylabel("log cross-ratio from p(j | i), nats", fontsize=8)
