@@ -164,6 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--budget", type=int, default=20_000, help="forward passes of each null diagnosis")
     parser.add_argument("--replicates", type=int, default=1000)
     options = parser.parse_args(argv)
+    torch.set_num_threads(1)
     cost(options.pairs, options.contexts)
     timed()
     planted(options.replicates)

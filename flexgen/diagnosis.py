@@ -65,8 +65,8 @@ def diagnose(
         generator: of rows, pairs, values and orders: a seed or a source. The same one gives the same report.
 
     Returns:
-        A report with the effects that the model can be asked about: rectangles from complete conditionals;
-        circulations, order gaps and exact blocks where it answers p(x_i | x_C) for any C.
+        A report with the effects that the model can be asked about: rectangles from complete conditionals
+        and exact blocks; circulations and order gaps where it answers p(x_i | x_C) for any C.
 
     Raises:
         DataError: data that are not the model's rows; fewer than two rows or sites.
