@@ -52,7 +52,9 @@ def _heat_map(ax: Axes, report: Report) -> None:
     table = np.full((len(sites), len(sites)), np.nan)
     for i, j, value in frame[["site_0", "site_1", "weighted"]].itertuples(index=False):
         table[place[i], place[j]] = table[place[j], place[i]] = value
-    shown = ax.imshow(table, cmap="magma_r", vmin=0.0)
+    # What rounding explains is pale: the scale reaches the floor at least.
+    top = max(float(np.nanmax(table)), float(frame["floor"].max())) or 1.0
+    shown = ax.imshow(table, cmap="magma_r", vmin=0.0, vmax=top)
     ax.set_facecolor("#eeeeee")
     bar = ax.figure.colorbar(shown, ax=ax, shrink=0.85)
     bar.ax.tick_params(labelsize=7)
