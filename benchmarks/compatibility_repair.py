@@ -238,12 +238,12 @@ def measured(task: Task, steps: int, tune: int, weight: float) -> None:
 
 
 def corrected(network: nn.Module, joint: FiniteJoint) -> None:
-    """Acceptance of the network's proposals, and how far one site's law is from the joint's after ten sweeps."""
-    chains, energies = 500, TableEnergy(joint.space)  # the joint's energies, looked up: only the time differs
+    """Acceptance of the network's proposals, and how far one site's law is from the joint's after 20 sweeps."""
+    chains, energies = 2000, TableEnergy(joint.space)  # the joint's energies, looked up: only the time differs
     with torch.no_grad():
         energies.energies.copy_(joint.energy(joint.space.states()))
     sampler = MetropolisSampler(network, torch.no_grad()(energies), scan=scans.random())
-    result = sampler.run(chains=chains, draws=1, warmup=9, generator=3)
+    result = sampler.run(chains=chains, draws=1, warmup=19, generator=3)
     rate = float(result.statistics["acceptance_rate"].mean())
     expected = joint.table().marginal([0]).p
     found = torch.bincount(result.draws[-1][:, 0].long(), minlength=len(expected)) / chains

@@ -18,6 +18,9 @@ Prediction = Literal["flow", "epsilon", "v_prediction"]
 SchedulerName = Literal["euler", "heun", "dpm++", "ddim", "ddpm"]
 
 NUM_TIMESTEPS = 1000  # of training, in diffusers' terms; a noise level is a timestep over this
+# DPM-Solver++ steps over levels l of a flow that lie evenly in l / (l + s (1 - l)) (Esser et al. 2024): closer where
+# there is more noise. At ten steps s = 5 made the sharpest videos of 1 (even), 2, 3, 4, 5 and 8, at equal Frechet.
+FLOW_SHIFT = 5.0
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ class NoiseProcess:
             return scheduler
         options: dict[str, Any] = {"num_train_timesteps": NUM_TIMESTEPS, "beta_schedule": self.betas}
         if self.is_flow:
-            options |= {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 1.0}
+            options |= {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": FLOW_SHIFT}
         else:
             options |= {"prediction_type": self.prediction}
         if name != "dpm++":
