@@ -11,8 +11,9 @@ Videos go on from the first frames of held-out clips; ``--part`` chooses one of 
     drift   the same over 1000 frames, scored by thirds;
     fdm     the default (hierarchy-2, ten steps, observed frames cached) beside FDM's way (Harvey et al. 2022: 250
             steps, nothing cached) by the same weights, and, where ``--full-model`` names a backbone of full attention,
-            by that. What was shipped went on for 300 steps as such (``flexgen train experiment=mazes32 model.network.attention=full
-            training.start_from=checkpoints/mazes32 training.num_steps=300 training.lr=3e-4 output=out/mazes32_full``).
+            by that. What was shipped went on for 300 steps as such (``flexgen train experiment=mazes32
+            model.network.attention=full training.start_from=checkpoints/mazes32 training.num_steps=300 training.lr=3e-4
+            output=out/mazes32_full``).
 
 Scores of the generated frames. Against the true clips: motion, sharpness (1 is right), PSNR by distance to the nearest
 given frame, change across seams over change inside, beside the same of the true clips at the same places. Against the
