@@ -35,7 +35,8 @@ class WindowSampler:
         observed_noise: level that observed frames are given, noise included, and told; for models trained with it.
         cached: use the cache of a one-way network; by default where there is one.
         dtype: of the arithmetic: None (float32) or torch.bfloat16 by autocast.
-        on_step: called after every step with its number and the targets' present values ``[B, P, c, h, w]``.
+        on_step: called after every step with its number and the targets' present values ``[B, P, c, h, w]``,
+            which are tensors of inference mode: clone them to write into them.
 
     The draws of a row depend on its stream, its frames and their indices: not on the rows beside it, nor on padding, as
     far as the arithmetic of the device does not.
@@ -133,7 +134,8 @@ class WindowSampler:
         if self.observed_noise:
             extra = self._noise(observed.shape, generator, device)
             observed = self.backbone.process.noised(observed, extra, observed_level)
-        with evaluating(self.backbone), self._arithmetic(device):
+        # Inference mode, past no_grad, spares the bookkeeping of 1800 small operations a pass.
+        with evaluating(self.backbone), self._arithmetic(device), torch.inference_mode():
             ask = _Asking(self, target_index, is_target, observed, observed_level, observed_index, is_observed)
             values = self._denoise(ask, noise, generator)
         pixels = scale.to_pixels(values).to(x.device)  # [B, P, h, w, c]

@@ -134,6 +134,7 @@ def test_every_step_is_shown() -> None:
     )
     out = sampler.sample_window(frames, query(), frame_index=index, generator=Streams(0, 5))
     assert steps == [(number, (5, 3, 2, 8, 8)) for number in range(3)]
+    assert not out.is_inference()  # its reader may write into it
     shown = PixelScale().to_pixels(values_of(sampler, frames, query(), index))
     assert torch.equal(out[0, 3:], shown[0])
 
