@@ -28,7 +28,7 @@ def options(group: str) -> list[str]:
 def groups(command: str) -> dict[str, str]:
     """The groups that a command is composed of, and the option of each that is chosen if nothing else is said."""
     text = (config_dir() / f"{command}.yaml").read_text(encoding="utf-8")
-    return dict(re.findall(r"^  - (?:optional )?(\w+): (\w+)", text, flags=re.MULTILINE))
+    return dict(re.findall(r"^  - (?:optional )?(\w+): ([\w-]+)", text, flags=re.MULTILINE))
 
 
 def describe(command: str) -> str:
