@@ -61,7 +61,7 @@ class Job:
     num_steps: int = 10
     scheduler: str | None = None
     seed: int = 0
-    cached: bool = True
+    cached: bool | None = None  # None: where the network can
 
 
 @dataclass(frozen=True)

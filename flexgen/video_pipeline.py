@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
@@ -22,7 +21,7 @@ from flexgen.errors import CheckpointError, ConfigError, DataError, PlanError
 from flexgen.rng import Randomness
 from flexgen.video.backbone import VideoBackbone
 from flexgen.video.given import given_frames, given_places
-from flexgen.video.options import arithmetic, finite, flag_or_none, seed_or_source
+from flexgen.video.options import seed_or_source
 from flexgen.video.sampling import WindowSampler
 from flexgen.video.storage import FrameStore
 from flexgen.video.video_folder import (
@@ -35,9 +34,10 @@ from flexgen.video.video_folder import (
     write_video,
     writing,
 )
+from flexgen.video_plan_file import read_plan, walked_plan, write_plan
 from samplers import frames as plans
 from samplers.executor import execute, resample
-from samplers.frames import AdaptivePlan, Plan, Window
+from samplers.frames import AdaptivePlan, Plan
 from samplers.frames.distances import Distance, DistanceName
 from samplers.frames.windows import ranges
 from samplers.team import Team
@@ -177,8 +177,7 @@ class VideoPipeline:
             num_observed: take so many of `observed_frames`, the first ones; default: all.
             observed_index: the places of the observed frames, any of them; default: the first n.
             plan, distance: by name or value, see `plan`.
-            num_inference_steps, scheduler, history_guidance, observed_noise, cached: see `WindowSampler`.
-            dtype: as `WindowSampler`'s, or its name: ``"float32"``, ``"bfloat16"``, ``"float16"``.
+            num_inference_steps, scheduler, history_guidance, observed_noise, cached, dtype: see `WindowSampler`.
             generator: a seed, or what one is drawn from; None: a fresh one. With `output_dir`, pass a seed, by which
                 the same call finds its work again.
             output_dir: keeps the frames on the disk from the first window on. Killed at any moment, the same call goes
@@ -207,18 +206,17 @@ class VideoPipeline:
         index = given_places(observed_index, len(observed), num_frames)
         chosen = self.plan(plan, num_frames=num_frames, observed_index=index, distance=distance)
         order = np.argsort(index) if index else np.zeros(0, np.int64)
-        model = WindowSampler(
-            self.backbone,
-            num_inference_steps=whole_number("num_inference_steps", num_inference_steps, 1, ConfigError),
-            scheduler=scheduler,
-            history_guidance=finite("history_guidance", history_guidance),
-            observed_noise=finite("observed_noise", observed_noise),
-            cached=flag_or_none("cached", cached),
-            dtype=arithmetic(dtype),
-            on_step=callback_on_step_end,
-        )
-        if not (callback_on_step_end is None or callable(callback_on_step_end)):
-            raise ConfigError("callback_on_step_end", f"is {callback_on_step_end!r}", "Pass a function, or None.")
+        with renamed(on_step="callback_on_step_end"):
+            model = WindowSampler(
+                self.backbone,
+                num_inference_steps=num_inference_steps,
+                scheduler=scheduler,
+                history_guidance=history_guidance,
+                observed_noise=observed_noise,
+                cached=cached,
+                dtype=dtype,
+                on_step=callback_on_step_end,
+            )
         team = Team()
         if team.size > 1 and output_dir is None:
             raise ConfigError("output_dir", f"is None, but {team.size} processes share the work", "Name a folder.")
@@ -236,9 +234,9 @@ class VideoPipeline:
                         request=model.settings(),
                     )
                 # What is there may be of a video that this call is no repetition of: it stays until that is known.
-                team.first(lambda: _write_plan(folder / PLAN_FILE, chosen, store, replace=False))
+                team.first(lambda: write_plan(folder / PLAN_FILE, chosen, store, replace=False))
                 execute(model, chosen, store, seed=rng.seed_from(generator), batch_size=batch_size, progress=progress)
-                team.first(lambda: _write_plan(folder / PLAN_FILE, chosen, store, replace=True))
+                team.first(lambda: write_plan(folder / PLAN_FILE, chosen, store, replace=True))
             video = sheet = None
             frames: Any = store.frames()
             if output_dir is None:
@@ -247,7 +245,7 @@ class VideoPipeline:
                 sheet = team.first(lambda: write_sheet(frames, folder / SHEET_FILE, index))
                 if output_type == "mp4":
                     video = team.first(lambda: write_video(frames, folder / VIDEO_FILE, fps))
-            walked = _walked(chosen, store)
+            walked = walked_plan(chosen, store)
         finally:
             team.close()
             if output_dir is None:
@@ -281,7 +279,7 @@ class VideoPipeline:
         folder, fps = folder_path("output_dir", output_dir), whole_number("fps", fps, 1, DataError)
         with errors_of(folder):
             store = FrameStore.existing(folder / "frames")
-            plan = _plan_of(folder / PLAN_FILE)
+            plan = read_plan(folder / PLAN_FILE)
             if isinstance(plan, AdaptivePlan) and len(store.notes.get("windows", ())) < plan.num_evaluations:
                 problem = f"{str(folder)!r} holds a video that is not finished"
                 raise CheckpointError("output_dir", problem, "Repeat the call that began it.")
@@ -303,7 +301,7 @@ class VideoPipeline:
             video = team.first(lambda: write_video(frames, folder / VIDEO_FILE, fps))
         team.close()
         evaluations = plan.evaluations_per_frame(model.evaluations_per_window, cached=model.cached)
-        return VideoOutput(frames, _walked(plan, store), folder, video, sheet, evaluations)
+        return VideoOutput(frames, walked_plan(plan, store), folder, video, sheet, evaluations)
 
     def __repr__(self) -> str:
         height, width, _ = self.backbone.frame_shape
@@ -323,41 +321,3 @@ def _check_output(output_type: str, output_dir: str | Path | None, fps: int) -> 
             raise ConfigError("output_dir", "is None", "Name a folder for the mp4.")
         with renamed(path="output_type"):
             VideoWriter(Path(output_dir) / VIDEO_FILE, fps=fps)  # says now that PyAV is missing
-
-
-def _walked(plan: Plan | AdaptivePlan, store: FrameStore) -> Plan:
-    """The plan; of an adaptive one, what it came to."""
-    if isinstance(plan, Plan):
-        return plan
-    return plan.chosen([Window(**window) for window in store.notes["windows"]])
-
-
-def _write_plan(path: Path, plan: Plan | AdaptivePlan, store: FrameStore, *, replace: bool) -> None:
-    """A plan; an adaptive one as such, and once it is walked, the windows that it chose as well."""
-    if path.exists() and not replace:
-        return
-    if isinstance(plan, Plan):
-        text = plan.to_json()
-    else:
-        is_walked = len(store.notes.get("windows", ())) == plan.num_evaluations
-        text = json.dumps({**(_walked(plan, store).to_dict() if is_walked else {}), "adaptive": plan.to_dict()})
-    partial = path.with_name(f".partial-{path.name}")
-    with writing(path.parent):
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-
-
-def _plan_of(path: Path) -> Plan | AdaptivePlan:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if "adaptive" not in data:
-            return Plan.from_dict(data)
-    except (OSError, ValueError, TypeError) as error:  # a PlanError among them
-        problem = f"{str(path)!r} cannot be read ({error})"
-        raise CheckpointError("output_dir", problem, "Repeat the call that made the video.") from error
-
-    def not_asked(_frames: Tensor, _others: Tensor) -> Tensor:  # of a finished video, whose windows are chosen
-        raise NotImplementedError
-
-    not_asked.__qualname__ = data["adaptive"]["distance"]  # by which the store knows the plan again
-    return AdaptivePlan.from_dict(data["adaptive"], not_asked)

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from flexgen import rng
+from flexgen.checks import whole_number
 from flexgen.errors import ConfigError, FlexgenError, QueryError, SpaceError
 from flexgen.networks.context import Kernels
 from flexgen.query import Query
 from flexgen.rng import Streams
 from flexgen.training.guards import evaluating
 from flexgen.video.backbone import VideoBackbone
+from flexgen.video.options import arithmetic, finite, flag_or_none
 from flexgen.video.process import NUM_TIMESTEPS
 from flexgen.video.slots import gather_frames, members
 
@@ -34,7 +36,7 @@ class WindowSampler:
             second evaluation a step. The network must have been trained with windows without observed frames.
         observed_noise: level that observed frames are given, noise included, and told; for models trained with it.
         cached: use the cache of a one-way network; by default where there is one.
-        dtype: of the arithmetic: None (float32) or torch.bfloat16 by autocast.
+        dtype: of the arithmetic, or its name: None or ``"float32"``; ``"bfloat16"`` or ``"float16"`` by autocast.
         on_step: called after every step with its number and the targets' present values ``[B, P, c, h, w]``,
             which are tensors of inference mode: clone them to write into them.
 
@@ -51,24 +53,27 @@ class WindowSampler:
         history_guidance: float = 0.0,
         observed_noise: float = 0.0,
         cached: bool | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         on_step: Callable[[int, Tensor], object] | None = None,
     ) -> None:
         self.backbone = backbone
-        self.num_inference_steps = num_inference_steps
+        self.num_inference_steps = whole_number("num_inference_steps", num_inference_steps, 1, ConfigError)
         self.scheduler_name = scheduler or ("dpm++" if backbone.process.is_flow else "ddim")
-        backbone.process.scheduler(self.scheduler_name, num_inference_steps)  # refuses what does not fit
-        if history_guidance < 0:
+        backbone.process.scheduler(self.scheduler_name, self.num_inference_steps)  # refuses what does not fit
+        self.history_guidance = finite("history_guidance", history_guidance)
+        self.observed_noise = finite("observed_noise", observed_noise)
+        if self.history_guidance < 0:
             raise ConfigError("history_guidance", f"is {history_guidance}", "Pass 0 or more.")
-        if not 0 <= observed_noise < 1:
+        if not 0 <= self.observed_noise < 1:
             raise ConfigError("observed_noise", f"is {observed_noise}", "Pass a level in [0, 1).")
-        if cached and not backbone.network.one_way:
+        one_way = backbone.network.one_way
+        self.cached = one_way if flag_or_none("cached", cached) is None else bool(cached)
+        if self.cached and not one_way:
             raise ConfigError("cached", "is True", "A network with attention='full' has no cache: pass False.")
-        if dtype not in (None, torch.bfloat16, torch.float16):
-            raise ConfigError("dtype", f"is {dtype}", "Pass None, torch.bfloat16 or torch.float16.")
-        self.history_guidance, self.observed_noise = history_guidance, observed_noise
-        self.cached = backbone.network.one_way if cached is None else cached
-        self.dtype, self.on_step = dtype, on_step
+        self.dtype = arithmetic(dtype)
+        if not (on_step is None or callable(on_step)):
+            raise ConfigError("on_step", f"is {on_step!r}", "Pass a function, or None.")
+        self.on_step = on_step
 
     @classmethod
     def from_settings(cls, backbone: VideoBackbone, settings: Mapping[str, Any]) -> WindowSampler:
@@ -76,8 +81,7 @@ class WindowSampler:
         if settings.get("backbone") != backbone.fingerprint():
             raise ConfigError("backbone", "is not the one that the settings are of", "Load the same checkpoint.")
         names = ("num_inference_steps", "scheduler", "history_guidance", "observed_noise", "cached")
-        dtype = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[settings["arithmetic"]]
-        return cls(backbone, **{name: settings[name] for name in names}, dtype=dtype)
+        return cls(backbone, **{name: settings[name] for name in names}, dtype=settings["arithmetic"])
 
     @property
     def evaluations_per_window(self) -> int:

@@ -185,6 +185,11 @@ def test_errors() -> None:
         ({"num_inference_steps": 0}, "num_inference_steps: is 0"),
         ({"scheduler": "ddim"}, "scheduler: is 'ddim', which does not follow the process"),
         ({"dtype": torch.float64}, "dtype: is torch.float64"),
+        ({"dtype": "float8"}, "dtype: is 'float8'. Choose float32, bfloat16 or float16"),
+        ({"num_inference_steps": True}, "num_inference_steps: is True. Pass a whole number"),
+        ({"history_guidance": float("nan")}, "history_guidance: is nan. Pass a number"),
+        ({"cached": 1}, "cached: is 1. Pass True, False or None"),
+        ({"on_step": 3}, "on_step: is 3. Pass a function"),
     ):
         with pytest.raises(ConfigError, match=text):
             WindowSampler(model, **options)  # type: ignore[arg-type]
