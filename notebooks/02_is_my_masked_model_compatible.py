@@ -6,7 +6,6 @@
 # the report from top to bottom. (What "agree" means is shown on small tables [in the theory](01_theory.ipynb).)
 
 # %%
-import dataclasses
 import os
 
 import matplotlib.pyplot as plt
@@ -166,7 +165,7 @@ pd.DataFrame(
 # *before* you look, and the verdict can become "equivalent within margin": the only verdict that speaks for a model.
 
 # %%
-lenient = dataclasses.replace(report, margin=0.25)
+lenient = report.with_margin(0.25)
 lenient.to_dataframe()[["effect", "unit", "weighted", "weighted_low", "weighted_high", "verdict"]].round(3)
 
 # %% [markdown]

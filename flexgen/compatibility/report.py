@@ -16,7 +16,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from flexgen.compatibility.effects import Cost, Effect, Estimate, Verdict
+from flexgen.compatibility.effects import Cost, Effect, Estimate, Verdict, check_margin
 
 __all__ = ["Report", "Summary"]
 
@@ -85,6 +85,11 @@ class Report:
         if isinstance(result, Effect):
             return dataclasses.replace(self, effects={**self.effects, title: result}, cost=self.cost + result.cost)
         return dataclasses.replace(self, others={**self.others, title: result})
+
+    def with_margin(self, margin: float | None) -> Report:
+        """The same measurements, judged against another margin of equivalence, in nats (None: against none)."""
+        check_margin(margin)
+        return dataclasses.replace(self, margin=margin)
 
     def summary(self) -> Summary:
         """A table with a row for every effect, and what it means in words."""

@@ -63,6 +63,17 @@ def test_frame(report: Report) -> None:
     assert (report.pairs()["weighted"].diff().dropna() <= 0).all()
 
 
+def test_another_margin_judges_the_same_measurements(report: Report) -> None:
+    nats = [effect for effect in report.effects.values() if effect.unit == "nats"]
+    wide = report.with_margin(2 * max(effect.weighted().high for effect in nats))
+    assert report.verdict == "refuted"
+    assert wide.verdict == "equivalent within margin"
+    assert wide.effects is report.effects
+    assert wide.with_margin(None).verdict == "refuted"
+    with pytest.raises(FlexgenError, match="margin: is -1"):
+        report.with_margin(-1)
+
+
 def test_picture_has_a_panel_for_each_part(report: Report) -> None:
     titles = [ax.get_title(loc="left") for ax in report.plot().axes]
     assert sum(bool(title) for title in titles) == 4
