@@ -5,13 +5,13 @@
 
 Videos go on from the first frames of held-out clips; ``--part`` chooses one of four tables, ``--videos`` how many:
 
-    steps   5, 10, 20, 50, 250 steps of Euler, Heun (two evaluations a step) and DPM-Solver++, on short videos by one
-            plan; of Heun and DPM-Solver++ only rows of up to ``--most-evaluations`` a window, for the time it takes;
+    steps   5, 10, 20, 50, 250 steps of Euler, Heun (two evaluations a step), DPM-Solver++ and UniPC, on short videos
+            by one plan; but for Euler only rows of up to ``--most-evaluations`` a window, for the time it takes;
     plans   autoregressive, hierarchy-2, tree, and the tree with a sweep of refinement;
     drift   the same over 1000 frames, scored by thirds;
     fdm     the default (hierarchy-2, ten steps, observed frames cached) beside FDM's way (Harvey et al. 2022: 250
-            steps, nothing cached) by the same weights, and, where ``--full-model`` names a backbone of full attention,
-            by that. What was shipped went on for 300 steps as such (``flexgen train experiment=mazes32
+            Euler steps, nothing cached) by the same weights, and, where ``--full-model`` names a backbone of full
+            attention, by that. What was shipped went on for 300 steps as such (``flexgen train experiment=mazes32
             model.network.attention=full training.start_from=checkpoints/mazes32 training.num_steps=300 training.lr=3e-4
             output=out/mazes32_full``).
 
@@ -57,7 +57,7 @@ from samplers.frames import Plan
 
 MODEL, FULL_MODEL, DATA = "checkpoints/mazes32", "out/mazes32_full", "mazes/held_out"
 FDM_STEPS = 250
-STEPS, SCHEDULERS = (5, 10, 20, 50, 250), ("euler", "heun", "dpm++")
+STEPS, SCHEDULERS = (5, 10, 20, 50, 250), ("euler", "heun", "dpm++", "unipc")
 
 
 @dataclass(frozen=True)
@@ -143,18 +143,18 @@ Way = tuple[Plan, list[Job]]
 def plans_part(bench: Bench, setting: Setting, window: int) -> None:
     plans = {name: make(setting.num_frames, setting.num_given, window) for name, make in PLANS.items()}
     ways = {name: (plan, bench.jobs(setting, plan, bench.num_steps)) for name, plan in plans.items()}
-    compare(f"Plans, {bench.num_steps} Euler steps", ways, bench, setting, window)
+    compare(f"Plans, {bench.num_steps} steps", ways, bench, setting, window)
 
 
 def fdm_part(bench: Bench, setting: Setting, window: int) -> None:
     plan = PLANS["hierarchy-2"](setting.num_frames, setting.num_given, window)
     ways = {
         f"{bench.num_steps} steps, cached": (plan, bench.jobs(setting, plan, bench.num_steps)),
-        f"{FDM_STEPS} steps": (plan, bench.jobs(setting, plan, FDM_STEPS, cached=False)),
+        f"{FDM_STEPS} Euler steps": (plan, bench.jobs(setting, plan, FDM_STEPS, scheduler="euler", cached=False)),
     }
     if Path(bench.full_model).is_dir():
-        jobs = bench.jobs(setting, plan, FDM_STEPS, model=bench.full_model, cached=False)
-        ways[f"{FDM_STEPS} steps, full attention"] = (plan, jobs)
+        jobs = bench.jobs(setting, plan, FDM_STEPS, model=bench.full_model, scheduler="euler", cached=False)
+        ways[f"{FDM_STEPS} Euler steps, full attention"] = (plan, jobs)
     else:
         print(f"{bench.full_model} is not there: no row of full attention")
     compare("The default and FDM's way, hierarchy-2", ways, bench, setting, window)
@@ -193,7 +193,7 @@ def drift_part(bench: Bench, setting: Setting, window: int) -> None:
         seams[name] |= {"evals": Score(made.evaluations), "CPU s": made.seconds}
         print(f"  {name} done", flush=True)
     how = f"{setting.num_videos} videos of {setting.num_frames} frames, {setting.num_given} given"
-    print(format_table(f"\nDrift: {how}, {bench.num_steps} Euler steps, windows of {window}", rows))
+    print(format_table(f"\nDrift: {how}, {bench.num_steps} steps, windows of {window}", rows))
     print(format_table("Change across seams over change inside, and cost", seams))
 
 
@@ -209,7 +209,7 @@ def main() -> None:
     parser.add_argument("--videos", type=int, help="of each row; default 4, 4, 2 and 4 in the four parts")
     parser.add_argument("--frames", type=int, help="of a video; default 44, 300, 1000 and 48")
     parser.add_argument("--given", type=int, help="frames given at the start; default 12, 36, 36 and 12")
-    parser.add_argument("--num-steps", type=int, default=10, help="Euler steps of plans and drift")
+    parser.add_argument("--num-steps", type=int, default=10, help="steps of plans and drift")
     parser.add_argument("--most-evaluations", type=int, default=100)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
+from scipy.special import betaincinv
 from torch import Tensor
 
 from flexgen.errors import ConfigError
@@ -15,12 +16,19 @@ from flexgen.errors import ConfigError
 __all__ = ["NoiseProcess", "PixelScale", "SchedulerName"]
 
 Prediction = Literal["flow", "epsilon", "v_prediction"]
-SchedulerName = Literal["euler", "heun", "dpm++", "ddim", "ddpm"]
+SchedulerName = Literal["unipc", "dpm++", "euler", "heun", "ddim", "ddpm"]
+_FLOW_SOLVERS = {
+    "unipc": "UniPCMultistepScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+    "euler": "FlowMatchEulerDiscreteScheduler",
+    "heun": "FlowMatchHeunDiscreteScheduler",
+}
 
 NUM_TIMESTEPS = 1000  # of training, in diffusers' terms; a noise level is a timestep over this
-# DPM-Solver++ steps over levels l of a flow that lie evenly in l / (l + s (1 - l)) (Esser et al. 2024): closer where
-# there is more noise. At ten steps s = 5 made the sharpest videos of 1 (even), 2, 3, 4, 5 and 8, at equal Frechet.
-FLOW_SHIFT = 5.0
+# Where multistep solvers of flows stand: closer near both ends (quantiles of a Beta law: Lee et al. 2024), and closer
+# where there is more noise (shift s, l -> s l / (1 + (s - 1) l): Esser et al. 2024). Of a grid of both, ten steps of
+# UniPC came nearest to the limit of many steps here, in pixels and in sharpness: benchmarks/README.md.
+FLOW_BETA, FLOW_SHIFT = 0.6, 2.0
 
 
 @dataclass(frozen=True)
@@ -93,16 +101,15 @@ class NoiseProcess:
         """A scheduler of diffusers for this process, its timesteps set; each, over 1000, is a level.
 
         Args:
-            name: ``"euler"``, ``"heun"`` (two evaluations a step but the last) or ``"dpm++"`` (of second order) for
+            name: ``"unipc"`` (predictor and corrector of second order, one evaluation a step: Zhao et al. 2023),
+                ``"dpm++"`` (of second order), ``"euler"`` or ``"heun"`` (two evaluations a step but the last) for
                 flows; ``"dpm++"``, ``"ddim"`` or ``"ddpm"`` (ancestral, as FDM) for diffusions. DDIM and the ancestral
                 sampler are the solvers of first order of DPM-Solver++ and of its stochastic kin (Lu et al. 2022).
             num_steps: denoising steps.
         """
-        import diffusers
-
         if name not in get_args(SchedulerName):
             raise ConfigError("scheduler", f"is {name!r}", f"Choose one of {', '.join(get_args(SchedulerName))}.")
-        fitting = ("euler", "heun", "dpm++") if self.is_flow else ("dpm++", "ddim", "ddpm")
+        fitting = tuple(_FLOW_SOLVERS) if self.is_flow else ("dpm++", "ddim", "ddpm")
         if name not in fitting:
             raise ConfigError(
                 "scheduler",
@@ -113,30 +120,43 @@ class NoiseProcess:
         if not isinstance(num_steps, int) or num_steps < 1 or (most is not None and num_steps > most):
             fix = "Take at least one step." if most is None else f"Take 1 to {most} steps."
             raise ConfigError("num_inference_steps", f"is {num_steps!r}", fix)
-        if self.is_flow and name in ("euler", "heun"):
-            kind = "FlowMatchEulerDiscreteScheduler" if name == "euler" else "FlowMatchHeunDiscreteScheduler"
-            scheduler = getattr(diffusers, kind)()
-            if name == "euler":  # evenly down to 0; diffusers' own last step would be wasted on 0.001 -> 0
-                scheduler.set_timesteps(sigmas=torch.linspace(1.0, 1.0 / num_steps, num_steps).tolist(), device=device)
-            else:
-                scheduler.set_timesteps(num_steps, device=device)
-            return scheduler
-        options: dict[str, Any] = {"num_train_timesteps": NUM_TIMESTEPS, "beta_schedule": self.betas}
-        if self.is_flow:
-            options |= {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": FLOW_SHIFT}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of diffusers' way to make arrays of tensors
+            return (self._flow_scheduler if self.is_flow else self._diffusion_scheduler)(name, num_steps, device)
+
+    @staticmethod
+    def _flow_scheduler(name: str, num_steps: int, device: torch.device | str) -> Any:
+        import diffusers
+
+        kind: Any = getattr(diffusers, _FLOW_SOLVERS[name])
+        if name == "heun":
+            scheduler = kind()
+            scheduler.set_timesteps(num_steps, device=device)
+        elif name == "euler":  # evenly down to 0; diffusers' own last step would be wasted on 0.001 -> 0
+            scheduler = kind()
+            scheduler.set_timesteps(sigmas=torch.linspace(1.0, 1.0 / num_steps, num_steps).tolist(), device=device)
         else:
-            options |= {"prediction_type": self.prediction}
+            options = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "final_sigmas_type": "zero"}
+            scheduler = kind(num_train_timesteps=NUM_TIMESTEPS, **options)
+            scheduler.set_timesteps(num_steps, device=device)
+            levels = flow_levels(num_steps)
+            scheduler.sigmas = torch.cat([levels, levels.new_zeros(1)])  # on the CPU, as diffusers keeps them
+            # The level at which it stands, where diffusers rounds to a whole timestep.
+            scheduler.timesteps = levels.to(device) * NUM_TIMESTEPS
+        return scheduler
+
+    def _diffusion_scheduler(self, name: str, num_steps: int, device: torch.device | str) -> Any:
+        import diffusers
+
+        options: dict[str, Any] = {"num_train_timesteps": NUM_TIMESTEPS, "beta_schedule": self.betas}
+        options |= {"prediction_type": self.prediction, "final_sigmas_type": "zero"}
         if name != "dpm++":
             # DDIMScheduler and DDPMScheduler would step over 1000 // num_steps timesteps, or start below the highest.
             kind = "dpmsolver++" if name == "ddim" else "sde-dpmsolver++"
             options |= {"algorithm_type": kind, "solver_order": 1, "timestep_spacing": "trailing"}
         solver: Any = diffusers.DPMSolverMultistepScheduler
-        scheduler = solver(**options, final_sigmas_type="zero")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of its way to make arrays of tensors
-            scheduler.set_timesteps(num_steps, device=device)
-        if self.is_flow:  # the level at which it stands, where diffusers rounds to a whole timestep
-            scheduler.timesteps = scheduler.sigmas[:-1].to(device) * NUM_TIMESTEPS
+        scheduler = solver(**options)
+        scheduler.set_timesteps(num_steps, device=device)
         return scheduler
 
     def to_dict(self) -> dict[str, str]:
@@ -152,3 +172,11 @@ class NoiseProcess:
     @staticmethod
     def _timestep(level: Tensor) -> Tensor:
         return (level * NUM_TIMESTEPS).long().clamp(0, NUM_TIMESTEPS - 1)
+
+
+def flow_levels(num_steps: int) -> Tensor:
+    """The levels from which multistep solvers of flows step, ``[num_steps]``, falling from (nearly) 1; then comes 0."""
+    even = torch.linspace(1.0, 0.0, num_steps + 1, dtype=torch.float64)[:-1]
+    level = torch.from_numpy(betaincinv(FLOW_BETA, FLOW_BETA, even.numpy()))
+    level = FLOW_SHIFT * level / (1.0 + (FLOW_SHIFT - 1.0) * level)
+    return (0.999 * level).float()  # at 1 itself the logarithm of the signal is not finite

@@ -30,7 +30,7 @@ class WindowSampler:
     Args:
         backbone: the trained model.
         num_inference_steps: denoising steps.
-        scheduler: see `NoiseProcess.scheduler`; default ``"dpm++"`` for flows, ``"ddim"`` otherwise.
+        scheduler: see `NoiseProcess.scheduler`; default ``"unipc"`` for flows, ``"ddim"`` otherwise.
         history_guidance: w >= 0: predictions are moved to p(x | C) + w (p(x | C) - p(x)), away from what the network
             would say without observed frames (history guidance, Song et al. 2025); 0 costs nothing, more costs a
             second evaluation a step. The network must have been trained with windows without observed frames.
@@ -58,7 +58,7 @@ class WindowSampler:
     ) -> None:
         self.backbone = backbone
         self.num_inference_steps = whole_number("num_inference_steps", num_inference_steps, 1, ConfigError)
-        self.scheduler_name = scheduler or ("dpm++" if backbone.process.is_flow else "ddim")
+        self.scheduler_name = scheduler or ("unipc" if backbone.process.is_flow else "ddim")
         backbone.process.scheduler(self.scheduler_name, self.num_inference_steps)  # refuses what does not fit
         self.history_guidance = finite("history_guidance", history_guidance)
         self.observed_noise = finite("observed_noise", observed_noise)

@@ -20,7 +20,7 @@ PROCESSES = [NoiseProcess(), *DIFFUSIONS]
 PAIRS = [
     (process, name)
     for process in PROCESSES
-    for name in (("euler", "heun", "dpm++") if process.is_flow else ("dpm++", "ddim", "ddpm"))
+    for name in (("euler", "heun", "dpm++", "unipc") if process.is_flow else ("dpm++", "ddim", "ddpm"))
 ]
 
 
@@ -178,8 +178,19 @@ def test_diffusions_end_at_the_data_for_any_number_of_steps(num_steps: int) -> N
 def test_levels_of_flows_are_where_the_solver_stands() -> None:
     process = NoiseProcess()
     assert torch.allclose(process.scheduler("euler", 5).timesteps / 1000, torch.tensor([1.0, 0.8, 0.6, 0.4, 0.2]))
-    solver = process.scheduler("dpm++", 7)
-    assert torch.equal(solver.timesteps / 1000, solver.sigmas[:-1] * 1000 / 1000)
+    for name in ("dpm++", "unipc"):
+        for num_steps in (1, 7, 250):
+            solver = process.scheduler(name, num_steps)
+            assert torch.equal(solver.timesteps / 1000, solver.sigmas[:-1] * 1000 / 1000)
+            assert len(solver.timesteps) == num_steps
+            assert (solver.sigmas.diff() < 0).all()
+            assert solver.sigmas[-1] == 0
+    # Quantiles of Beta(.6, .6) by numerical integration of its density, shifted by 2.
+    levels, grid = process.scheduler("unipc", 4).sigmas, torch.linspace(0, 1, 2_000_001, dtype=torch.float64)
+    middle = (grid[1:] + grid[:-1]) / 2
+    mass = (middle * (1 - middle)).pow(-0.4).cumsum(0)
+    quantiles = middle[torch.searchsorted(mass / mass[-1], torch.tensor([0.75, 0.5, 0.25], dtype=torch.float64))]
+    torch.testing.assert_close(levels[1:4].double(), 0.999 * 2 * quantiles / (1 + quantiles), atol=1e-4, rtol=0)
     assert len(process.scheduler("heun", 5).timesteps) == 9
 
 

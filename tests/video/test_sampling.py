@@ -16,7 +16,7 @@ from tests.networks import small
 
 KINDS = ["ooottt", "ttpppp", "totopp", "tooooo", "oopppp"]
 SCHEDULERS = [
-    *((NoiseProcess(), name) for name in ("euler", "heun", "dpm++")),
+    *((NoiseProcess(), name) for name in ("euler", "heun", "dpm++", "unipc")),
     *((NoiseProcess(kind), name) for kind in ("epsilon", "v_prediction") for name in ("dpm++", "ddim", "ddpm")),  # type: ignore[arg-type]
 ]
 
