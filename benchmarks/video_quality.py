@@ -3,10 +3,11 @@
     flexgen render output=mazes/held_out num_clips=24 seed=1
     python -m benchmarks.video_quality
 
-Videos go on from the first frames of held-out clips; ``--part`` chooses one of four tables, ``--videos`` how many:
+Videos go on from the first frames of held-out clips; ``--part`` chooses one of five tables, ``--videos`` how many:
 
     steps   5, 10, 20, 50, 250 steps of Euler, Heun (two evaluations a step), DPM-Solver++ and UniPC, on short videos
             by one plan; but for Euler only rows of up to ``--most-evaluations`` a window, for the time it takes;
+    solvers the same schedulers, window by window from the same noise, against the limit of many steps;
     plans   autoregressive, hierarchy-2, tree, and the tree with a sweep of refinement;
     drift   the same over 1000 frames, scored by thirds;
     fdm     the default (hierarchy-2, ten steps, observed frames cached) beside FDM's way (Harvey et al. 2022: 250
@@ -50,6 +51,7 @@ from benchmarks.video_scores import (
     revisit_score,
     seam_scores,
 )
+from benchmarks.video_solvers import solver_scores
 from flexgen.metrics.video.maze_features import MazeFeatures
 from flexgen.video.backbone import VideoBackbone
 from flexgen.video.sampling import WindowSampler
@@ -70,6 +72,7 @@ class Setting:
 
 
 DEFAULTS = {
+    "solvers": Setting(8, 48, 12),
     "steps": Setting(4, 44, 12),
     "plans": Setting(4, 300, 36),
     "drift": Setting(2, 1000, 36),
@@ -137,6 +140,14 @@ def is_asked(bench: Bench, num_steps: int, scheduler: str) -> bool:
     return scheduler == "euler" or sampler.evaluations_per_window <= bench.most_evaluations
 
 
+def solvers_part(bench: Bench, setting: Setting, window: int) -> None:
+    plan = PLANS["hierarchy-2"](setting.num_frames, setting.num_given, window)
+    ways = [(name, steps) for steps in STEPS[:3] for name in SCHEDULERS if is_asked(bench, steps, name)]
+    clips = bench.clips[: setting.num_videos]
+    scores = solver_scores(bench.model, clips, plan, ways, seed=bench.seed)
+    print(format_table(f"\nWindows of {plan!r} from the same noise: {len(clips)} clips", scores))
+
+
 Way = tuple[Plan, list[Job]]
 
 
@@ -197,7 +208,7 @@ def drift_part(bench: Bench, setting: Setting, window: int) -> None:
     print(format_table("Change across seams over change inside, and cost", seams))
 
 
-PARTS = {"steps": steps_part, "plans": plans_part, "drift": drift_part, "fdm": fdm_part}
+PARTS = {"solvers": solvers_part, "steps": steps_part, "plans": plans_part, "drift": drift_part, "fdm": fdm_part}
 
 
 def main() -> None:
@@ -206,9 +217,9 @@ def main() -> None:
     parser.add_argument("--full-model", default=FULL_MODEL, help="of full attention, for the part fdm")
     parser.add_argument("--data", default=DATA, help="folder of held-out clips")
     parser.add_argument("--part", choices=[*PARTS, "all"], default="all")
-    parser.add_argument("--videos", type=int, help="of each row; default 4, 4, 2 and 4 in the four parts")
-    parser.add_argument("--frames", type=int, help="of a video; default 44, 300, 1000 and 48")
-    parser.add_argument("--given", type=int, help="frames given at the start; default 12, 36, 36 and 12")
+    parser.add_argument("--videos", type=int, help="of each row; default 8, 4, 4, 2 and 4 in the five parts")
+    parser.add_argument("--frames", type=int, help="of a video; default 48, 44, 300, 1000 and 48")
+    parser.add_argument("--given", type=int, help="frames given at the start; default 12, 12, 36, 36 and 12")
     parser.add_argument("--num-steps", type=int, default=10, help="steps of plans and drift")
     parser.add_argument("--most-evaluations", type=int, default=100)
     parser.add_argument("--processes", type=int, default=2)
