@@ -18,7 +18,8 @@ from flexgen.checks import kind_of, randomness
 from flexgen.compatibility.blocks import exact_blocks
 from flexgen.compatibility.budget import DEFAULT_FORWARDS, Plan, budget_of, make_plan
 from flexgen.compatibility.derivatives import derivative_gaps
-from flexgen.compatibility.effects import Effect, check_level, check_margin
+from flexgen.compatibility.effects import Effect
+from flexgen.compatibility.network_arguments import check_level, check_margin
 from flexgen.compatibility.network_circulation import circulation
 from flexgen.compatibility.network_rectangles import rectangles
 from flexgen.compatibility.orders import order_gaps

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from flexgen.compatibility.effects import Cost, Effect
 from flexgen.compatibility.rounding import Rounding
-from flexgen.compatibility.sites import Requests, SiteAnswers, present_in
+from flexgen.compatibility.sites import Requests, SiteAnswers
 from flexgen.conditional import Conditional
 from flexgen.errors import FlexgenError, UnsupportedQueryError
 from flexgen.exact import ConditionalTables, kernels
@@ -128,7 +128,7 @@ def exact_blocks(
     states = int(counts.prod(-1).max()) if len(counts) else 0
     if states > _MOST_STATES:
         raise FlexgenError("sites", f"have {states} states", f"Choose fewer sites: at most {_MOST_STATES} states.")
-    present = present_in(x)
+    present = answers.present_in(x)
     observed = present if observed is None else observed.to(device) & present
     rounding = rounding or Rounding.measured(answers, x, present)
     before = answers.cost

@@ -95,7 +95,7 @@ def make_plan(
         per_value: every value is a forward pass of its own (no marginals).
         seed: of all choices.
     """
-    widths = values.widths(space).double()
+    widths = values.widths(space.num_categories).double()
     pairs = sites[all_pairs(len(sites))]
     source = rng.stream(seed, "plan")
     order = torch.randperm(len(present), generator=source)

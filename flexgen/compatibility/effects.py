@@ -1,26 +1,28 @@
 """Effect sizes: how large an incompatibility is, how sure that is, what rounding alone would make, what it cost.
 
-A network is a fixed function: nothing about its answers at one data row is random. What is sampled are the data rows
-(and with them the contexts), so intervals are clustered by row: values of one row count as one observation.
+A network is a fixed function: nothing about its answers at one data row is random, so that one value which rounding
+cannot explain refutes compatibility. What is sampled are the data rows (and with them the contexts): how large the mean
+effect is has an interval, clustered by row. Values of one row count as one observation.
 """
 
 from __future__ import annotations
 
-import math
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pandas as pd
 import torch
-from scipy import stats
 from torch import Tensor
 
-from flexgen.errors import FlexgenError
+from flexgen.compatibility.intervals import Estimate, IntervalMethod, mean_by_clusters
+from flexgen.compatibility.network_arguments import check_margin, numbers, tensor
+from flexgen.errors import DataError
 
-__all__ = ["Cost", "Effect", "Estimate", "Verdict", "check_level", "check_margin"]
+__all__ = ["Cost", "Effect", "Estimate", "Verdict"]
 
-Verdict = Literal["refuted", "not refuted", "equivalent within margin"]
-IntervalMethod = Literal["t", "bootstrap"]
+Verdict = Literal["refuted", "not refuted", "equivalent within margin", "not measured"]
 
 
 @dataclass(frozen=True)
@@ -56,28 +58,6 @@ class Cost:
         )
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A mean absolute effect with its interval.
-
-    Args:
-        value: weighted mean of \\|value\\|.
-        low, high: of the interval at `level`, clustered by data row; NaN where there are fewer than two rows.
-        level: its nominal coverage.
-        floor: what rounding alone could make of the mean, at most.
-    """
-
-    value: float
-    low: float
-    high: float
-    level: float
-    floor: float
-
-    def __format__(self, spec: str) -> str:
-        spec = spec or ".3g"
-        return f"{self.value:{spec}} ({self.low:{spec}} to {self.high:{spec}})"
-
-
 @dataclass(frozen=True, eq=False)
 class Effect:
     """Signed effects, one a place that was looked at; zero everywhere if and only if no incompatibility is there.
@@ -94,6 +74,9 @@ class Effect:
         uniform_weights: weights that count everything alike, ``[M]``; default: equal ones.
 
     Values that are NaN (both routes call the place impossible) are left out.
+
+    Raises:
+        DataError: parts that are no tensors, of other lengths, or weights and floors that are negative or not finite.
     """
 
     name: str
@@ -105,31 +88,65 @@ class Effect:
     cost: Cost = field(default_factory=Cost)
     unit: str = "nats"
     uniform_weights: Tensor | None = None
+    _weights_total: float = field(default=1.0, init=False, repr=False)
+    _uniform_weights_total: float = field(default=1.0, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        values = self.values.detach().to("cpu", torch.float64)
+        values = numbers("values", self.values)
         size = len(values)
-        floor = torch.as_tensor(self.floor, dtype=torch.float64).cpu().expand(size)
+        floor = self.floor if isinstance(self.floor, Tensor) else torch.tensor(float(self.floor))
         uniform = torch.ones(size) if self.uniform_weights is None else self.uniform_weights
         parts = {
             "values": values,
-            "weights": self.weights.detach().to("cpu", torch.float64),
-            "rows": self.rows.cpu(),
-            "sites": self.sites.cpu(),
-            "floor": floor,
-            "uniform_weights": uniform.detach().to("cpu", torch.float64),
+            "weights": numbers("weights", self.weights, size),
+            "rows": tensor("rows", self.rows).cpu(),
+            "sites": tensor("sites", self.sites).cpu(),
+            "floor": numbers("floor", floor.expand(size) if floor.ndim == 0 else floor, size),
+            "uniform_weights": numbers("uniform_weights", uniform, size),
         }
-        wrong = [name for name, part in parts.items() if len(part) != size]
-        if wrong:
-            raise FlexgenError(wrong[0], f"has {len(parts[wrong[0]])} entries", f"Pass {size}, one a value.")
-        if bool((parts["weights"] < 0).any() | (parts["uniform_weights"] < 0).any()):
-            raise FlexgenError("weights", "holds a negative number", "Weights are probabilities.")
-        known = ~values.isnan()
+        for name, dimensions in (("rows", 1), ("sites", 2)):
+            part = parts[name]
+            if part.ndim != dimensions or len(part) != size:
+                raise DataError(name, f"have shape {tuple(part.shape)}", f"Pass {size} entries, one a value.")
+        known = ~values.isnan()  # where both routes are impossible, floors are not numbers either
         for name, part in parts.items():
             part = part if bool(known.all()) else part[known]
+            bad = ~(part >= 0) | (part.isinf() if name != "floor" else torch.tensor(False))
+            if name in ("weights", "uniform_weights", "floor") and bool(bad.any()):
+                raise DataError(name, f"hold {float(part[bad][0]):g}", "Pass numbers of zero or more, weights finite.")
             if name.endswith("weights"):
-                part = part / part.sum().clamp_min(torch.finfo(torch.float64).tiny)
+                total = float(part.sum())
+                object.__setattr__(self, f"_{name}_total", total)
+                part = part / max(total, torch.finfo(torch.float64).tiny)
             object.__setattr__(self, name, part)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Effect]) -> Effect:
+        """Effects of different data rows as one; every value keeps the weight it was given."""
+        first = parts[0]
+
+        def together(name: str) -> Tensor:
+            return torch.cat([getattr(part, name) * getattr(part, f"_{name}_total", 1) for part in parts])
+
+        return cls(
+            first.name,
+            *(together(name) for name in ("values", "weights", "rows", "sites")),
+            floor=together("floor"),
+            cost=sum((part.cost for part in parts), Cost()),
+            unit=first.unit,
+            uniform_weights=together("uniform_weights"),
+        )
+
+    def at_rows(self, numbers: Tensor) -> Effect:
+        """The same with rows 0, 1, .. called by these numbers, int64 ``[R]``."""
+        total, uniform_total = self._weights_total, self._uniform_weights_total
+        assert self.uniform_weights is not None
+        return dataclasses.replace(
+            self,
+            rows=numbers.cpu()[self.rows],
+            weights=self.weights * total,
+            uniform_weights=self.uniform_weights * uniform_total,
+        )
 
     def __len__(self) -> int:
         return len(self.values)
@@ -152,7 +169,11 @@ class Effect:
     @property
     def share_above_floor(self) -> float:
         """Share of the values that rounding cannot explain."""
-        return float((self.values.abs() > self.floors).double().mean()) if len(self) else 0.0
+        return float(self._above.double().mean()) if len(self) else 0.0
+
+    @property
+    def _above(self) -> Tensor:
+        return (self.values.abs() > self.floors) | self.values.isinf()
 
     def uniform(self, *, level: float = 0.95, method: IntervalMethod = "t", seed: int = 0) -> Estimate:
         """The mean absolute effect, everything counted alike; see `weighted`."""
@@ -174,17 +195,20 @@ class Effect:
     def verdict(self, margin: float | None = None, *, level: float = 0.95) -> Verdict:
         """What may be said.
 
-        * ``"equivalent within margin"``: a margin is given, and the whole interval is below it;
-        * ``"refuted"``: the whole interval lies above the floor: these conditionals have no joint;
-        * ``"not refuted"``: neither. Samples can refute compatibility, never prove it.
-
-        Both the probability-weighted and the uniform interval must be below the margin; either refutes.
+        * ``"not measured"``: there is no value;
+        * ``"equivalent within margin"``: a margin is given, and the whole interval is below it, of the
+          probability-weighted and of the uniform mean (which takes two rows);
+        * ``"refuted"``: some value lies above its floor: these conditionals have no joint. One is enough, since nothing
+          about a network's answers is random. Of how large the effect is elsewhere, the interval tells;
+        * ``"not refuted"``: none does. Values can refute compatibility, never prove it.
         """
         check_margin(margin, self.unit)
+        if not len(self):
+            return "not measured"
         estimates = (self.weighted(level=level), self.uniform(level=level))
         if margin is not None and not self.num_infinite and all(e.high <= margin for e in estimates):
             return "equivalent within margin"
-        return "refuted" if self.num_infinite or any(e.low > e.floor for e in estimates) else "not refuted"
+        return "refuted" if bool(self._above.any()) else "not refuted"
 
     def by_sites(self) -> pd.DataFrame:
         """A row for every group of sites: mean absolute effects, floor, and how many values and rows they rest on."""
@@ -212,58 +236,6 @@ class Effect:
         return pd.DataFrame({"effect": self.name, **sites, **{name: part.numpy() for name, part in parts.items()}})
 
     def _estimate(self, weights: Tensor, level: float, method: IntervalMethod, seed: int) -> Estimate:
-        check_level(level)
-        if method not in ("t", "bootstrap"):
-            raise FlexgenError("method", f"is {method!r}", "Choose 't' or 'bootstrap'.")
         finite = self.values.isfinite()
-        weights = weights[finite]
-        _, cluster = torch.unique(self.rows[finite], return_inverse=True)
-        num_clusters = int(cluster.max()) + 1 if len(cluster) else 0
-        empty = torch.zeros(num_clusters, dtype=torch.float64)
-        mass = empty.index_add(0, cluster, weights)  # [G]
-        total = empty.index_add(0, cluster, weights * self.values[finite].abs())  # [G]
-        floor = float((weights * self.floors[finite]).sum() / weights.sum()) if num_clusters else math.nan
-        if num_clusters < 2:
-            value = float(total.sum() / mass.sum()) if num_clusters else math.nan
-            return Estimate(value, math.nan, math.nan, level, floor)
-        value, error = (float(part) for part in _ratio(total[None], mass[None]))
-        if method == "t":
-            quantile = float(stats.t.ppf(0.5 + level / 2, num_clusters - 1))
-            low, high = value - quantile * error, value + quantile * error
-        else:
-            low, high = _bootstrap_t(total, mass, value, error, level, seed)
-        return Estimate(value, max(low, 0.0), high, level, floor)
-
-
-def check_margin(margin: float | None, unit: str = "nats") -> None:
-    """Refuses what is no margin of equivalence."""
-    if margin is not None and not margin > 0:
-        raise FlexgenError("margin", f"is {margin}", f"Pass a positive number of {unit}, or None.")
-
-
-def check_level(level: float) -> None:
-    """Refuses what is no coverage of an interval."""
-    if not 0 < level < 1:
-        raise FlexgenError("level", f"is {level}", "Pass a coverage between 0 and 1, such as 0.95.")
-
-
-def _ratio(total: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ total / Σ mass over clusters ``[.., G]``, and its linearised standard error."""
-    num_clusters = total.shape[-1]
-    value = total.sum(-1) / mass.sum(-1)
-    residual = total - value[..., None] * mass
-    variance = num_clusters / (num_clusters - 1) * residual.square().sum(-1) / mass.sum(-1).square()
-    return value, variance.sqrt()
-
-
-def _bootstrap_t(
-    total: Tensor, mass: Tensor, value: float, error: float, level: float, seed: int
-) -> tuple[float, float]:
-    """Studentised bootstrap over clusters (Efron & Tibshirani 1993, chapter 12)."""
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randint(len(total), (2000, len(total)), generator=generator)
-    values, errors = _ratio(total[chosen], mass[chosen])
-    pivots = ((values - value) / errors.clamp_min(1e-3 * error + 1e-300)).sort().values
-    tail = (1 - level) / 2
-    low, high = pivots[int(tail * len(pivots))], pivots[int((1 - tail) * len(pivots)) - 1]
-    return value - float(high) * error, value - float(low) * error
+        sizes, floors = self.values[finite].abs(), self.floors[finite]
+        return mean_by_clusters(sizes, weights[finite], floors, self.rows[finite], level, method, seed)

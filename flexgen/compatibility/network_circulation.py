@@ -22,13 +22,13 @@ from flexgen import rng
 from flexgen.compatibility.effects import Cost, Effect
 from flexgen.compatibility.network_rectangles import checked_pairs, double_centred, shares
 from flexgen.compatibility.rounding import Rounding
-from flexgen.compatibility.sites import Requests, SiteAnswers, present_in
+from flexgen.compatibility.sites import Requests, SiteAnswers, on_grid
 from flexgen.compatibility.values import Values
 from flexgen.conditional import Conditional
 from flexgen.errors import FlexgenError
 from flexgen.rng import Randomness
 
-__all__ = ["Circulation", "circulation", "random_contexts"]
+__all__ = ["Circulation", "circulation", "random_contexts", "subsets"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +124,7 @@ def circulation(
     """
     answers = conditional if isinstance(conditional, SiteAnswers) else SiteAnswers(conditional)
     num_sites, device = x.shape[1], x.device
-    present = present_in(x)
+    present = answers.present_in(x)
     if pairs is None or pairs.ndim == 2:
         pairs = checked_pairs(pairs, num_sites)[None].expand(len(x), -1, -1)
     elif pairs.ndim != 3 or len(pairs) != len(x):
@@ -169,7 +169,7 @@ def circulation(
     density = sides.log_density[:, 0, :, None] + sides.log_density[:, 1, None, :]
 
     def grid(part: Tensor) -> Tensor:
-        return _on_grid(part, row, pair, pairs.shape[:2])
+        return on_grid(part, row, pair, (len(x), pairs.shape[1]))
 
     return Circulation(
         pairs=pairs,
@@ -192,9 +192,14 @@ def random_contexts(allowed: Tensor, *, seed: int) -> Tensor:
     flat = allowed.flatten(0, -2)
     streams = rng.Streams(seed, len(flat), device=str(flat.device))
     u = rng.uniform((len(flat), 1 + flat.shape[1]), generator=streams, dtype=torch.float64)
-    size = (u[:, :1] * (flat.sum(-1, keepdim=True) + 1)).long()  # 0 .. number allowed
-    rank = u[:, 1:].masked_fill(~flat, 2.0).argsort(-1).argsort(-1)
-    return ((rank < size) & flat).view(allowed.shape)
+    return subsets(flat, u).view(allowed.shape)
+
+
+def subsets(allowed: Tensor, u: Tensor) -> Tensor:
+    """Subsets of the allowed sites, bool ``[M, N]``, of uniform size, from uniform numbers ``[M, 1 + N]``."""
+    size = (u[:, :1] * (allowed.sum(-1, keepdim=True) + 1)).long()  # 0 .. number allowed
+    rank = u[:, 1:].masked_fill(~allowed, 2.0).argsort(-1).argsort(-1)
+    return (rank < size) & allowed
 
 
 def _spread(noise: Tensor, valid: Tensor) -> Tensor:
@@ -205,11 +210,3 @@ def _spread(noise: Tensor, valid: Tensor) -> Tensor:
     over_b = filled.sum(-1, keepdim=True) / cells.sum(-1, keepdim=True).clamp_min(1)
     everywhere = filled.sum((-2, -1), keepdim=True) / cells.sum((-2, -1), keepdim=True).clamp_min(1)
     return filled + over_a + over_b + everywhere
-
-
-def _on_grid(part: Tensor, row: Tensor, pair: Tensor, shape: torch.Size) -> Tensor:
-    """``[M, ..]`` at (row, pair) of a grid ``[R, P, ..]``; False or NaN elsewhere."""
-    empty = False if part.dtype == torch.bool else torch.nan
-    full = torch.full((*shape, *part.shape[1:]), empty, dtype=part.dtype, device=part.device)
-    full[row, pair] = part
-    return full

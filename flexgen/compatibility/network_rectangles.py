@@ -26,8 +26,8 @@ from torch import Tensor
 from flexgen import rng
 from flexgen.compatibility.effects import Cost, Effect
 from flexgen.compatibility.rounding import Rounding
-from flexgen.compatibility.sites import Requests, SiteAnswers, present_in
-from flexgen.compatibility.values import SiteValues, Values
+from flexgen.compatibility.sites import Requests, SiteAnswers
+from flexgen.compatibility.values import Values
 from flexgen.conditional import Conditional
 from flexgen.errors import FlexgenError
 from flexgen.rng import Randomness
@@ -129,7 +129,7 @@ def rectangles(
     Cost: see the top of this file; measured in ``.cost``.
     """
     answers = conditional if isinstance(conditional, SiteAnswers) else SiteAnswers(conditional)
-    present = present_in(x)
+    present = answers.present_in(x)
     observed = present if observed is None else observed & present
     pairs = checked_pairs(pairs, x.shape[1]).to(x.device)
     values = values or Values("model" if answers.has_marginals else "data")
@@ -143,7 +143,7 @@ def rectangles(
     own = x[row, sites[slot]]
     base = Requests(sites[slot], lambda some: (x[row[some]], _without(observed[row[some]], sites[slot[some]])))
     chosen = values.choose(answers, base, own, x if pool is None else pool, seed=rng.key(seed, "values"))
-    grid = _on_grid(chosen, row, slot, (len(x), len(sites)))  # [R, S, m]
+    grid = chosen.on_grid(row, slot, (len(x), len(sites)))  # [R, S, m]
 
     # The laws where the other site of the pair takes its further values: p(x_i | x_j = b, C) and p(x_j | x_i = a, C).
     of_pair = [grid[:, place[:, side]] for side in (0, 1)]  # i, j: [R, P, m]
@@ -242,14 +242,3 @@ def shares(log_weights: Tensor, cells: Tensor) -> Tensor:
 def _without(observed: Tensor, sites: Tensor) -> Tensor:
     """The observed sets ``[b, N]`` less one site each."""
     return observed.scatter(1, sites[:, None], False)
-
-
-def _on_grid(chosen: SiteValues, row: Tensor, slot: Tensor, shape: tuple[int, int]) -> SiteValues:
-    """Values of requests ``[M, m]`` at (row, slot) of a grid ``[R, S, m]``, invalid elsewhere."""
-    parts = []
-    for part in (chosen.values, chosen.valid, chosen.log_probs, chosen.log_density):
-        empty = False if part.dtype == torch.bool else torch.nan
-        full = torch.full((*shape, part.shape[-1]), empty, dtype=part.dtype, device=part.device)
-        full[row, slot] = part
-        parts.append(full)
-    return SiteValues(*parts)

@@ -17,7 +17,7 @@ from torch import Tensor
 from flexgen import rng
 from flexgen.compatibility.effects import Cost, Effect
 from flexgen.compatibility.rounding import Rounding
-from flexgen.compatibility.sites import Requests, SiteAnswers, present_in
+from flexgen.compatibility.sites import Requests, SiteAnswers
 from flexgen.conditional import Conditional
 from flexgen.errors import FlexgenError
 from flexgen.rng import Randomness
@@ -78,7 +78,7 @@ def order_gaps(
     """
     answers = conditional if isinstance(conditional, SiteAnswers) else SiteAnswers(conditional)
     (num_rows, num_sites), device = x.shape, x.device
-    present = present_in(x)
+    present = answers.present_in(x)
     given = torch.zeros_like(present) if observed is None else observed.to(device).expand_as(present) & present
     wanted = present & ~given if target is None else target.to(device).expand_as(present) & present & ~given
     rounding = rounding or Rounding.measured(answers, x, present)

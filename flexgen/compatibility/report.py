@@ -16,7 +16,8 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from flexgen.compatibility.effects import Cost, Effect, Estimate, Verdict, check_margin
+from flexgen.compatibility.effects import Cost, Effect, Estimate, Verdict
+from flexgen.compatibility.network_arguments import check_margin
 
 __all__ = ["Report", "Summary"]
 

@@ -21,7 +21,7 @@ from flexgen.conditional import CategoricalMarginals, Conditional, HasLogProb, H
 from flexgen.errors import FlexgenError, UnsupportedQueryError
 from flexgen.query import Query
 
-__all__ = ["Requests", "SiteAnswers", "SiteLaws", "present_in"]
+__all__ = ["Requests", "SiteAnswers", "SiteLaws", "absent_in", "on_grid", "present_in"]
 
 _ENTRIES_AT_ONCE = 1 << 24  # numbers in the answers of one batch: 64 MiB in float32
 _LARGEST_BATCH = 4096
@@ -99,6 +99,13 @@ class SiteAnswers:
         batch_size: rows a call; default: as many as keep the answers for all sites and categories near 64 MiB, at most
             4096. Results depend on it by rounding alone.
 
+    Attributes:
+        num_categories: K of every site without a code for absent sites, 0 where it is not categorical.
+        cost: of all questions so far.
+
+    A conditional whose rows differ in length says by ``absent(x)`` -> bool ``[B, N]`` which sites lie behind a row's
+    end. They are observed in every question and never asked for; their code, the last category, is no value of a site.
+
     Marginals are used where there are any: a row then answers for every value of every site that is not observed. With
     `log_prob` alone, every value of every site is a row of its own.
 
@@ -126,10 +133,15 @@ class SiteAnswers:
         if batch_size is not None and batch_size < 1:
             raise FlexgenError("batch_size", f"is {batch_size}", "Pass at least 1, or None.")
         self.conditional = conditional
+        self.num_categories = _categories(conditional)
         self.has_marginals = isinstance(conditional, HasMarginals)
         entries = space.num_sites * max((1, *space.num_categories))
         self.batch_size = batch_size or max(1, min(_LARGEST_BATCH, _ENTRIES_AT_ONCE // max(entries, 1)))
         self.cost = Cost()
+
+    def present_in(self, x: Tensor) -> Tensor:
+        """Which entries of data rows can be asked for, bool ``[R, N]``: neither missing nor absent."""
+        return present_in(x) & ~absent_in(self.conditional, x)
 
     @torch.no_grad()
     def read(self, requests: Requests, reader: Callable[[SiteLaws], Tensor]) -> Tensor:
@@ -184,7 +196,7 @@ class SiteAnswers:
             numbers = order[start[begin] : start[end]]
             at = row_of[numbers] - begin
             began = time.perf_counter()
-            x, observed = requests.make(first[begin:end])
+            x, observed = self._made(requests, first[begin:end])
             target = torch.zeros_like(observed)
             target[at, requests.sites[numbers]] = True
             read = observed if self.has_marginals else observed | target
@@ -214,9 +226,13 @@ class SiteAnswers:
             for begin in range(low, high, self.batch_size):
                 yield begin, min(begin + self.batch_size, high)
 
+    def _made(self, requests: Requests, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        x, observed = requests.make(numbers)
+        return x, observed | absent_in(self.conditional, x)
+
     def _keys(self, requests: Requests, numbers: Tensor) -> Tensor:
         """A 64-bit name of what each request's row holds; two of a million rows share one with chance 3e-8."""
-        x, observed = requests.make(numbers)
+        x, observed = self._made(requests, numbers)
         role = observed.long()
         if not self.has_marginals:
             role[torch.arange(len(x), device=x.device), requests.sites[numbers]] = 2
@@ -231,6 +247,27 @@ class SiteAnswers:
 def present_in(x: Tensor) -> Tensor:
     """Which entries of data rows are there, bool ``[R, N]``: all that are not NaN."""
     return ~x.isnan() if x.is_floating_point() else torch.ones_like(x, dtype=torch.bool)
+
+
+def absent_in(conditional: Conditional, x: Tensor) -> Tensor:
+    """Sites behind the ends of rows, bool ``[B, N]``, where a conditional knows such (``absent(x)``)."""
+    find: Callable[[Tensor], Tensor] | None = getattr(conditional, "absent", None)
+    return torch.zeros(x.shape, dtype=torch.bool, device=x.device) if find is None else find(x)
+
+
+def on_grid(part: Tensor, row: Tensor, slot: Tensor, shape: tuple[int, int]) -> Tensor:
+    """``[M, ..]`` at (row, slot) of a grid ``[R, S, ..]``; False or NaN elsewhere."""
+    empty = False if part.dtype == torch.bool else torch.nan
+    full = torch.full((*shape, *part.shape[1:]), empty, dtype=part.dtype, device=part.device)
+    full[row, slot] = part
+    return full
+
+
+def _categories(conditional: Conditional) -> tuple[int, ...]:
+    """K of every site, the code for absent sites left out."""
+    counts = torch.tensor(conditional.space.num_categories, dtype=torch.int64)
+    extra = absent_in(conditional, (counts - 1)[None])[0] & (counts > 1)
+    return tuple((counts - extra.long()).tolist())
 
 
 _ODD = 0x51D7348D19C4A2F5

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -82,11 +84,41 @@ def test_verdicts() -> None:
     assert large.verdict(margin=2.0) == "equivalent within margin"
     assert small.verdict() == "not refuted"
     assert small.verdict(margin=0.1) == "equivalent within margin"
-    unsure = effect([0.0, 5.0], [0, 1])
-    assert unsure.verdict(margin=0.1) == "not refuted"
-    assert effect([3.0, 2.0], [0, 0]).verdict() == "not refuted"  # one row is no sample
+    assert small.verdict(margin=1e-6) == "not refuted"  # the interval is not below it, but rounding explains all
     with pytest.raises(FlexgenError, match=r"margin: is -1\. Pass a positive number of nats, or None"):
         large.verdict(margin=-1)
+
+
+def test_one_value_above_its_floor_refutes() -> None:
+    """A network's answers have no sampling noise; only how large the effect is elsewhere takes two rows."""
+    one_row = effect([5.0, 5.0], [0, 0], floor=1e-3)
+    assert one_row.verdict() == one_row.verdict(margin=10.0) == "refuted"
+    assert math.isnan(one_row.weighted().low)
+    one_value = effect([2e-3] + [0.0] * 99, list(range(100)), floor=1e-3)
+    assert one_value.weighted().low < one_value.weighted().floor  # the mean is no evidence
+    assert one_value.verdict() == "refuted"
+    assert one_value.verdict(margin=0.1) == "equivalent within margin"
+    assert effect([0.0] * 100, list(range(100)), floor=1e-3).verdict() == "not refuted"
+    unlikely = effect([5.0, 0.0], [0, 1], [0.0, 1.0], floor=1e-3)
+    assert unlikely.weighted().value == 0.0
+    assert unlikely.verdict() == "refuted"
+
+
+@pytest.mark.parametrize("values", [[], [math.nan, math.nan]])
+def test_nothing_measured_is_no_verdict(values: list[float]) -> None:
+    nothing = effect(values, list(range(len(values))))
+    assert nothing.verdict() == nothing.verdict(margin=1.0) == "not measured"
+    assert math.isnan(nothing.weighted().value)
+
+
+def test_effects_of_different_rows_join_with_the_weights_they_were_given() -> None:
+    whole = effect([1.0, math.nan, 2.0, 3.0, 4.0], [0, 0, 1, 1, 2], [1.0, 5.0, 2.0, 3.0, 4.0], floor=0.1, cost=Cost(4))
+    first = effect([1.0, math.nan, 2.0, 3.0], [0, 0, 1, 1], [1.0, 5.0, 2.0, 3.0], floor=0.1, cost=Cost(3))
+    rest = effect([4.0], [0], [4.0], floor=0.1, cost=Cost(1)).at_rows(torch.tensor([2]))
+    both = Effect.joined([first, rest])
+    for name in ("values", "weights", "uniform_weights", "rows", "floor"):
+        torch.testing.assert_close(getattr(both, name), getattr(whole, name), atol=1e-12, rtol=0)
+    assert both.cost == whole.cost
 
 
 def test_impossible_places() -> None:
@@ -113,11 +145,23 @@ def test_by_sites_and_frames() -> None:
     ("call", "text"),
     [
         (lambda e: e.weighted(level=95), "level: is 95. Pass a coverage between 0 and 1"),
+        (lambda e: e.weighted(level="a"), "level: is 'a'. Pass a coverage between 0 and 1"),
         (lambda e: e.weighted(method="z"), "method: is 'z'. Choose 't' or 'bootstrap'"),
+        (lambda e: e.verdict(margin="a"), "margin: is 'a'. Pass a positive number of nats"),
+        (lambda e: e.verdict(margin=math.inf), "margin: is inf"),
+        (lambda e: e.verdict(margin=math.nan), "margin: is nan"),
+        (lambda _: effect([1.0, 2.0], [0, 1, 2]), r"rows: have shape \(3,\)\. Pass 2 entries, one a value"),
+        (lambda _: effect([1.0, 2.0], [0, 1], [1.0, -1.0]), "weights: hold -1. Pass numbers of zero or more"),
+        (lambda _: effect([1.0, 2.0], [0, 1], [1.0, math.nan]), "weights: hold nan"),
+        (lambda _: effect([1.0, 2.0], [0, 1], floor=-1.0), "floor: hold -1"),
+        (lambda e: dataclasses.replace(e, values=[1.0, 2.0]), "values: is a list. Pass a tensor"),
+        (
+            lambda e: dataclasses.replace(e, values=torch.ones(2, 1)),
+            r"values: have shape \(2, 1\)\. Pass values, \[M\]",
+        ),
+        (lambda e: dataclasses.replace(e, sites=torch.zeros(2)), r"sites: have shape \(2,\)"),
     ],
 )
-def test_bad_arguments(call: object, text: str) -> None:
+def test_bad_arguments(call: Callable[[Effect], object], text: str) -> None:
     with pytest.raises(FlexgenError, match=text):
-        call(effect([1.0, 2.0], [0, 1]))  # type: ignore[operator]
-    with pytest.raises(FlexgenError, match=r"rows: has 3 entries\. Pass 2, one a value"):
-        effect([1.0, 2.0], [0, 1, 2])
+        call(effect([1.0, 2.0], [0, 1]))

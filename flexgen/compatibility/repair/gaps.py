@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from flexgen import rng
+from flexgen.compatibility.network_circulation import subsets
 from flexgen.conditional import CategoricalMarginals, HasMarginals, Marginals
 from flexgen.query import Query
 from flexgen.rng import Randomness, Streams
@@ -132,9 +133,7 @@ def circulation_gaps(network: HasMarginals, places: Places, others: Tensor | Non
     """
     x, i, j = places.x, places.i, places.j
     u = rng.uniform((len(x), 1 + x.shape[1]), generator=places.streams("contexts"), dtype=torch.float64)
-    size = (u[:, :1] * (places.given.sum(-1, keepdim=True) + 1)).long()
-    rank = u[:, 1:].masked_fill(~places.given, 2.0).argsort(-1).argsort(-1)
-    given = places.given & (rank < size)
+    given = subsets(places.given, u)
     is_i, is_j = _only(i, x), _only(j, x)
     asked = [
         (x, places.observing(given=given), is_i | is_j),

@@ -7,7 +7,7 @@ data: there the network is compatible, whatever it predicts. A weight trades tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from flexgen import rng
 from flexgen.checks import whole_number
 from flexgen.compatibility.repair.gaps import Places, circulation_gaps, rectangle_gaps
-from flexgen.compatibility.sites import present_in
+from flexgen.compatibility.sites import absent_in, present_in
+from flexgen.compatibility.values import values_from_pool
 from flexgen.conditional import HasMarginals
 from flexgen.errors import DataError, FlexgenError, UnsupportedQueryError
 from flexgen.rng import Randomness
@@ -101,8 +102,7 @@ class ConsistencyPenalty:
         if network.space.site_shape:
             raise UnsupportedQueryError("network", "has sites that are no scalars", "Pass one over scalar sites.")
         x, present = _unpacked(batch)
-        find_absent: Callable[[Tensor], Tensor] = getattr(network, "absent", _nothing)
-        absent = find_absent(x)
+        absent = absent_in(network, x)
         x = torch.where(present, x, torch.zeros_like(x))  # NaN would reach gradients
         places, row = Places.drawn(x, present & ~absent, absent, self.num_pairs, generator=generator)
         if not len(places):
@@ -123,10 +123,8 @@ class ConsistencyPenalty:
             return None
         pool = self.pool.to(places.x)
         present = present_in(pool)
-        order = torch.argsort((~present).to(torch.int8), dim=0, stable=True)  # [R, N], rows that have the site first
         u = rng.uniform(places.x.shape, generator=places.streams("pool"), dtype=torch.float64)
-        chosen = order.gather(0, (u * present.sum(0)).long())  # [G, N]
-        return pool.gather(0, chosen)
+        return values_from_pool(pool, present, torch.arange(pool.shape[1], device=pool.device), u.T).T  # [G, N]
 
     def __repr__(self) -> str:
         return f"ConsistencyPenalty({self.kind!r}, num_pairs={self.num_pairs}, cap={self.cap})"
@@ -182,10 +180,6 @@ def _evaluating(network: Any) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def _nothing(x: Tensor) -> Tensor:
-    return torch.zeros_like(x, dtype=torch.bool)
 
 
 def _unpacked(batch: Batch) -> tuple[Tensor, Tensor]:
