@@ -4,33 +4,28 @@ If some of the conditionals chain to a joint, p(x_P1) p(x_P2 | x_P1) .., that jo
 others are compared with it: exact, any size. For positive conditionals p(x_i | x_C) of single sites this is the
 circulation criterion, p(i|C) p(j|C,i) = p(j|C) p(i|C,j) for every C, i and j.
 
-Otherwise the joints are the solutions of linear equations in r >= 0. With A r the misfits r(x_P, x_C) - q r(x_C):
-
-* a joint exists iff the least max |A r| over laws r is zero (*weakly compatible*);
-* it gives mass to all that is observed iff the same holds over r with r(x_C) >= 1 for every x_C of every conditional
-  (*compatible*). The least max |A r| is then at least the largest difference of a conditional of r from the one stated.
+Otherwise the joints are a cone of solutions r >= 0 of linear inequalities (`flexgen.compatibility.cone`), and one of them
+has mass wherever any has: compatible iff that is everywhere, weakly compatible iff it is anywhere.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import linprog
-from scipy.sparse import csr_matrix, hstack, vstack
 from torch import Tensor
 
-from flexgen.compatibility.closest_linear import least_maximum, misfit
+from flexgen.compatibility.closest_linear import least_maximum
+from flexgen.compatibility.cone import SOLVER_NATS, Cone
 from flexgen.compatibility.family import ConditionalFamily, ConditionalLaw
-from flexgen.compatibility.graph import Floats, line_numbers
 from flexgen.compatibility.violation import Violation
 
 __all__ = ["GeneralCheck", "check_chain", "check_linear", "find_chain"]
 
-LINEAR_TOLERANCE = 1e-8  # of probabilities; the solver's own accuracy is 1e-10
-_SAME = 1e-6  # joints nearer than this, in a random linear functional, count as one
+_SHOWN_BOUND = 1e-8  # of probabilities; a smaller one may be the solver's error
 
 
 @dataclass(frozen=True)
@@ -73,8 +68,7 @@ def check_chain(family: ConditionalFamily, chain: list[ConditionalLaw], toleranc
         joint = joint * law.table
     covers, worst = True, None
     for law in family.conditionals:
-        others = tuple(site for site in range(family.num_sites) if site not in law.sites)
-        both = joint.sum(others, keepdim=True) if others else joint
+        both = _sum_out(joint, law.sites)
         given = both.sum(law.target, keepdim=True)
         covers = covers and bool((given > 0).all())
         # nan: never observed, or impossible by both accounts
@@ -84,83 +78,52 @@ def check_chain(family: ConditionalFamily, chain: list[ConditionalLaw], toleranc
             worst = (gap, law, int(off.argmax()), float((both / given).flatten()[off.argmax()]))
     if worst is None:
         return GeneralCheck(joint, covers, True, None if covers else _uncovered(family, joint))
-    violation = _worst_circulation(family, tolerance) or _disagreement(family, chain, *worst)
+    violation = _worst_circulation(family, joint, tolerance) or _disagreement(family, chain, *worst)
     return GeneralCheck(None, False, False, violation)
 
 
-def check_linear(family: ConditionalFamily) -> GeneralCheck:
+def check_linear(family: ConditionalFamily, tolerance: float) -> GeneralCheck:
     """Decides by linear programmes; families of up to `closest_linear.MAX_LINEAR_STATES` states."""
-    law, nearest, bound = least_maximum(family)
-    if nearest > LINEAR_TOLERANCE:
-        text = (
-            f"every law differs from some conditional by at least {bound:.6g} in a joint probability "
-            "(shown by linear programming)."
-        )
-        return GeneralCheck(None, False, False, Violation("bound", math.nan, (), (), text))
-    covering = _covering(family)
-    joint = torch.from_numpy(law if covering is None else covering).view(family.shape)
-    unique = _width(family, nearest) < _SAME
-    violation = None if covering is not None else _uncovered(family, joint)
-    return GeneralCheck(joint, covering is not None, unique, violation)
+    cone = Cone(family)
+    # Most families that have a joint have it to the solver's accuracy, which makes for a better joint.
+    for nats in sorted({SOLVER_NATS, max(SOLVER_NATS, tolerance)}):
+        cover = cone.cover(nats)
+        if bool(cover.covered[cone.possible].all()):
+            break
+    if not cover.covered.any():
+        return GeneralCheck(None, False, False, _no_law(family, tolerance))
+    joint = torch.from_numpy(cover.law).view(family.shape)
+    # One joint: the laws of the cone differ about as little as the tolerance; several: they differ as far as they can.
+    unique = cone.width(cover, nats) < math.sqrt(nats * family.num_states)
+    covers = bool(cover.covered.all())
+    return GeneralCheck(joint, covers, unique, None if covers else _uncovered(family, joint))
 
 
-def _covering(family: ConditionalFamily) -> Floats | None:
-    """A joint with mass wherever any conditional observes, or None."""
-    matrix = misfit(family)
-    contexts = []
-    for law in family.conditionals:
-        line, count = line_numbers(family.shape, [s for s in range(family.num_sites) if s not in law.observed])
-        contexts.append(csr_matrix((np.ones(len(line)), (line, np.arange(len(line)))), shape=(count, len(line))))
-    reach = vstack(contexts)
-    ones, none = csr_matrix(np.ones((matrix.shape[0], 1))), csr_matrix((reach.shape[0], 1))
-    found = linprog(
-        np.append(np.zeros(family.num_states), 1.0),
-        A_ub=vstack([hstack([matrix, -ones]), hstack([-matrix, -ones]), hstack([-reach, none])]),
-        b_ub=np.concatenate([np.zeros(2 * matrix.shape[0]), -np.ones(reach.shape[0])]),
-        method="highs",
-        options={"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10},
+def _no_law(family: ConditionalFamily, tolerance: float) -> Violation:
+    """What shows that no law has the conditionals."""
+    _, _, bound = least_maximum(family)
+    text = (
+        f"every law differs from some conditional by at least {bound:.6g} in a joint probability"
+        if bound > _SHOWN_BOUND
+        else f"no law has all conditionals to within {max(tolerance, SOLVER_NATS):.6g} nats"
     )
-    if found.x is None or found.x[-1] > LINEAR_TOLERANCE:
-        return None
-    weights = np.maximum(found.x[:-1], 0.0)
-    return np.asarray(weights / weights.sum())
-
-
-def _width(family: ConditionalFamily, nearest: float) -> float:
-    """How far apart the joints lie in a random direction: zero iff there is one, with probability one."""
-    matrix = misfit(family)
-    direction = np.random.default_rng(0).standard_normal(family.num_states)
-    slack = np.full(2 * matrix.shape[0], nearest + 1e-10)
-    ends = []
-    for sign in (1.0, -1.0):
-        found = linprog(
-            sign * direction,
-            A_ub=vstack([matrix, -matrix]),
-            b_ub=slack,
-            A_eq=np.ones((1, family.num_states)),
-            b_eq=[1.0],
-            method="highs",
-        )
-        ends.append(float(direction @ found.x) if found.x is not None else 0.0)
-    return ends[1] - ends[0]
+    return Violation("bound", math.nan, (), (), f"{text} (shown by linear programming).")
 
 
 def _uncovered(family: ConditionalFamily, joint: Tensor) -> Violation | None:
     """Something that a conditional observes and no joint gives mass."""
     for law in family.conditionals:
-        others = tuple(site for site in range(family.num_sites) if site not in law.observed)
-        given = joint.sum(others, keepdim=True) if others else joint
-        if float(given.min()) <= LINEAR_TOLERANCE:
-            code = np.unravel_index(int(given.argmin()), given.shape)
-            state = [int(c) for c in code]
+        given = _sum_out(joint, law.observed)
+        if float(given.min()) == 0:
+            state = _codes(given, int(given.argmin()))
             event = family.event(law.observed, state)
             text = f"every joint gives {event} probability zero, but a conditional observes it."
             return Violation("support", math.inf, (family.labelled(state, frozenset(law.observed)),), (), text)
     return None
 
 
-def _worst_circulation(family: ConditionalFamily, tolerance: float) -> Violation | None:
-    """The worst p(i|C) p(j|C,i) against p(j|C) p(i|C,j), over all that the family states."""
+def _worst_circulation(family: ConditionalFamily, joint: Tensor, tolerance: float) -> Violation | None:
+    """The worst p(i|C) p(j|C,i) against p(j|C) p(i|C,j), over all that the family states and the joint observes."""
     stated = {(law.observed, law.target): law for law in family.conditionals}
     worst: tuple[float, tuple[ConditionalLaw, ...], Tensor] | None = None
     for (given, i), first in stated.items():
@@ -172,13 +135,14 @@ def _worst_circulation(family: ConditionalFamily, tolerance: float) -> Violation
             if then_i is None or then_j is None:
                 continue
             off = (first.table.log() + then_j.table.log() - second.table.log() - then_i.table.log()).abs()
-            off = torch.where(torch.isfinite(off), off, 0.0)
+            # Anything may be said of what never happens, and the only joint in question tells what that is.
+            off = torch.where(torch.isfinite(off) & (_sum_out(joint, given) > 0), off, 0.0)
             if float(off.max()) > max(tolerance, worst[0] if worst else 0.0):
                 worst = (float(off.max()), (first, then_j, second, then_i), off)
     if worst is None:
         return None
     gap, laws, off = worst
-    state = [int(code) for code in np.unravel_index(int(off.argmax()), off.shape)]
+    state = _codes(off, int(off.argmax()))
     one, two = (
         f"{' '.join(family.question(law, state) for law in pair)} = {math.prod(law.at(state) for law in pair):.6g}"
         for pair in (laws[:2], laws[2:])
@@ -191,7 +155,7 @@ def _worst_circulation(family: ConditionalFamily, tolerance: float) -> Violation
 def _disagreement(
     family: ConditionalFamily, chain: list[ConditionalLaw], gap: float, law: ConditionalLaw, entry: int, implied: float
 ) -> Violation:
-    state = [int(code) for code in np.unravel_index(entry, tuple(law.table.shape))]
+    state = _codes(law.table, entry)
     parts = ", ".join(
         f"p({','.join(family.names[s] for s in link.target)}"
         f"{' | ' if link.observed else ''}{','.join(family.names[s] for s in link.observed)})"
@@ -199,3 +163,14 @@ def _disagreement(
     )
     text = f"{family.question(law, state)} = {law.at(state):.6g}, but {parts} give {implied:.6g} ({gap:.6g} nats)."
     return Violation("chain", gap, (family.labelled(state, law.sites),), (), text)
+
+
+def _sum_out(joint: Tensor, kept: Collection[int]) -> Tensor:
+    """The marginal of some sites; the other axes have size one."""
+    others = tuple(site for site in range(joint.ndim) if site not in kept)
+    return joint.sum(others, keepdim=True) if others else joint
+
+
+def _codes(values: Tensor, place: int) -> list[int]:
+    """Which code every site has at a place of a flattened table."""
+    return [int(code) for code in np.unravel_index(place, tuple(values.shape))]

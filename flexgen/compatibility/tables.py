@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flexgen.compatibility.cycles import check_graph
 from flexgen.compatibility.family import ConditionalFamily, Labels, as_family
-from flexgen.compatibility.general import LINEAR_TOLERANCE, check_chain, check_linear, find_chain
+from flexgen.compatibility.general import check_chain, check_linear, find_chain
 from flexgen.compatibility.odds import worst_rectangle
 from flexgen.compatibility.violation import Violation
 from flexgen.errors import FlexgenError
@@ -36,7 +36,7 @@ class TableCheck:
             complete conditionals of single sites; with zeros, longer loops decide too.
         joints: int64 ``[V_0, .., V_{N-1}]``, for complete conditionals: the number of the extreme joint that a state
             belongs to, -1 where none. Any mixture of them is a joint. None for other families.
-        tolerance: nats (a probability where a linear programme decided), what counted as rounding.
+        tolerance: nats, what counted as rounding.
         method: ``"graph"``, ``"chain"`` or ``"linear programme"``.
     """
 
@@ -100,7 +100,7 @@ def check_tables(
 def _check_general(family: ConditionalFamily, tolerance: float) -> TableCheck:
     """The verdict on a family that marginalises sites out."""
     chain = find_chain(family)
-    found = check_linear(family) if chain is None else check_chain(family, chain, tolerance)
+    found = check_linear(family, tolerance) if chain is None else check_chain(family, chain, tolerance)
     verdict: Verdict = "incompatible"
     if found.joint is not None:
         verdict = "compatible" if found.covers else "weakly compatible"
@@ -111,6 +111,6 @@ def _check_general(family: ConditionalFamily, tolerance: float) -> TableCheck:
         found.violation,
         worst_rectangle(family).gap,
         None,
-        LINEAR_TOLERANCE if chain is None else tolerance,
+        tolerance,
         "linear programme" if chain is None else "chain",
     )
