@@ -4,12 +4,14 @@ p(x_i | the block's others, the rest) for every site and state is a family of ta
 all there is to say: whether a joint exists, the worst cycle, the law of every Gibbs scan over these sites. The laws of
 scans in different orders differ if and only if pseudo-Gibbs sampling of the block depends on the scan.
 
-Cost: a block of sites with K_1, .., K_k categories takes sum_i prod_(j != i) K_j rows.
+Only what a scan that starts at the data row can reach is asked: where a model rules states out, questions given an
+impossible state have no answer.
+
+Cost: a block of sites with K_1, .., K_k categories takes at most sum_i prod_(j != i) K_j rows.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,19 +19,27 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from flexgen.checks import whole_number
+from flexgen.compatibility.block_scans import orders_of, scan_law
 from flexgen.compatibility.effects import Cost, Effect
+from flexgen.compatibility.network_arguments import checked_observed, checked_rows, checked_sites
 from flexgen.compatibility.rounding import Rounding
 from flexgen.compatibility.sites import Requests, SiteAnswers
 from flexgen.conditional import Conditional
 from flexgen.errors import FlexgenError, UnsupportedQueryError
-from flexgen.exact import ConditionalTables, kernels
+from flexgen.exact import ConditionalTables
+from flexgen.rng import Randomness
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from flexgen.compatibility.family import Labels
     from flexgen.compatibility.tables import TableCheck
 
 __all__ = ["ExactBlocks", "exact_blocks"]
 
-_MOST_STATES = 4096
+_MOST_STATES = 1 << 16  # of a law that the exact tier computes
+_MOST_ORDERS = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,48 +48,66 @@ class ExactBlocks:
 
     Args:
         sites: int64 ``[B, k]``.
-        tables: of every block, axes in the order of its sites.
+        tables: of every block, axes in the order of its sites; uniform given states that a scan from the data row
+            cannot reach, which were not asked for.
+        start: int64 ``[B, k]``, the data row's codes; -1 where it lacks one.
         relative: float64 ``[B]``: rounding of a table's entries, relative.
         cost: what it took.
+        labels: of every block: names of its sites, each with its categories.
     """
 
     sites: Tensor
     tables: tuple[ConditionalTables, ...]
+    start: Tensor
     relative: Tensor
     cost: Cost
+    labels: tuple[dict[str, tuple[Hashable, ...]], ...]
 
-    def scan_laws(self, block: int) -> dict[tuple[int, ...], Tensor]:
-        """Order of the sites -> law at the end of a sweep in that order, ``[K_1, .., K_k]``."""
-        tables = self.tables[block]
-        places = range(len(tables.shape))
+    def scan_laws(
+        self, block: int, *, max_orders: int = _MOST_ORDERS, generator: Randomness | int = 0
+    ) -> dict[tuple[int, ...], Tensor]:
+        """Order of the sites -> law at the end of a sweep in that order, ``[K_1, .., K_k]``.
+
+        Args:
+            block: its number.
+            max_orders: of k! orders; if there are more, so many random ones, each beside its reverse.
+            generator: of the orders.
+
+        A scan starts at the data row: where zeros divide the states, its law is that of the closed class around the
+        row, NaN if the row leads to several.
+        """
+        sites, start = self.sites[self._number(block)].tolist(), self._start(block)
+        orders = orders_of(len(sites), whole_number("max_orders", max_orders, 2), generator)
         return {
-            tuple(int(self.sites[block, place]) for place in order): kernels.stationary(
-                kernels.sweep_kernel(tables, order)
-            ).view(tables.shape)
-            for order in itertools.permutations(places)
+            tuple(sites[place] for place in order): scan_law(self.tables[block], order, start, 0.0).law
+            for order in orders
         }
 
     def check(self, block: int) -> TableCheck:
         """What the exact tier says of a block: verdict, worst cycle, joint. Rounding of the network is tolerated."""
         from flexgen.compatibility.tables import check_tables
 
-        tables = self.tables[block]
+        tables = self.tables[self._number(block)]
         num_edges = 2 * math.prod(tables.shape)  # at most, of a loop
-        return check_tables(tables, tolerance=max(1e-6, num_edges * float(self.relative[block])))
+        tolerance = max(1e-6, num_edges * float(self.relative[block]))
+        return check_tables(tables, tolerance=tolerance, labels=self.labels[block])
 
-    def effect(self) -> Effect:
+    def effect(self, *, max_orders: int = _MOST_ORDERS, generator: Randomness | int = 0) -> Effect:
         """For each block the largest total variation distance between the laws of two orders of the scan, 0 to 1.
 
-        Floor. If the entries of a stochastic matrix of S states change by factors between 1/f and f, its stationary law
-        changes by factors within f^(2 (S - 1)): each of its probabilities is a ratio of sums of products of S - 1
-        entries (Markov chain tree theorem). A sweep's entries are sums of products of k entries of the tables.
+        Args:
+            max_orders, generator: as in `scan_laws`. Of a sample of the orders, the largest is at most that of all.
+
+        Blocks whose scans settle in several classes are left out. The floor is explained at `block_scans.scan_law`.
         """
+        orders = orders_of(self.sites.shape[1], whole_number("max_orders", max_orders, 2), generator)
         values, floors = [], []
         for block, tables in enumerate(self.tables):
-            laws = torch.stack(list(self.scan_laws(block).values())).flatten(1)  # [k!, S]
-            values.append(float(0.5 * torch.cdist(laws, laws, p=1).max()))
-            change = 2.0 * (math.prod(tables.shape) - 1) * len(tables.shape) * float(self.relative[block])
-            floors.append(min(math.expm1(min(change, 1.0)), 1.0))  # half of it for each of two laws
+            each = [scan_law(tables, order, self._start(block), float(self.relative[block])) for order in orders]
+            known = [found for found in each if not bool(found.law.isnan().any())]
+            laws = torch.stack([found.law.flatten() for found in known]) if known else torch.zeros(0, 1)
+            values.append(float(0.5 * torch.cdist(laws, laws, p=1).max()) if len(known) > 1 else math.nan)
+            floors.append(min(sum(sorted(found.floor for found in known)[-2:]), 1.0))
         number = len(self.tables)
         return Effect(
             "block scan divergence",
@@ -92,6 +120,16 @@ class ExactBlocks:
             unit="total variation",
         )
 
+    def _number(self, block: int) -> int:
+        block = whole_number("block", block, 0)
+        if block >= len(self.tables):
+            raise FlexgenError("block", f"is {block}", f"This has blocks 0 to {len(self.tables) - 1}.")
+        return block
+
+    def _start(self, block: int) -> list[int] | None:
+        codes = self.start[block].tolist()
+        return None if min(codes) < 0 else codes
+
 
 def exact_blocks(
     conditional: Conditional | SiteAnswers,
@@ -100,6 +138,7 @@ def exact_blocks(
     *,
     observed: Tensor | None = None,
     rounding: Rounding | None = None,
+    labels: Labels | None = None,
 ) -> ExactBlocks:
     """The tables p(x_i | other sites of the block, the rest of the row) over all states of each block.
 
@@ -109,15 +148,21 @@ def exact_blocks(
         sites: int64 ``[B, k]`` or ``[k]``, distinct categorical sites.
         observed: bool ``[B, N]``, what the block is given; its own sites are left out. Default: every present entry.
         rounding: of the answers; default: measured on these rows.
+        labels: what `ExactBlocks.check` calls the model's sites and their categories: a mapping of names to categories,
+            N in all, or a sequence of categories a site. Default: names of the space, codes.
 
     Raises:
         UnsupportedQueryError: a site that is not categorical.
-        FlexgenError: more than 4096 states, or repeated sites.
+        FlexgenError: more than 2^16 states, or sites that are no block.
     """
     answers = conditional if isinstance(conditional, SiteAnswers) else SiteAnswers(conditional)
-    space, device = answers.conditional.space, x.device
+    space = answers.conditional.space
+    x = checked_rows("x", x, space.num_sites)
+    sites = checked_sites("sites", sites, space.num_sites, (1, 2))
     sites = sites.expand(len(x), -1) if sites.ndim == 1 else sites
-    counts = torch.tensor(space.num_categories)[sites]  # [B, k]
+    if len(sites) != len(x):
+        raise FlexgenError("sites", f"name {len(sites)} blocks, but x has {len(x)} rows", "Give one row a block.")
+    counts = torch.tensor(answers.num_categories)[sites]  # [B, k]
     if bool((counts == 0).any()):
         wrong = int(sites[counts == 0][0])
         raise UnsupportedQueryError(
@@ -127,58 +172,106 @@ def exact_blocks(
         raise FlexgenError("sites", "names a site twice in one block", "Name distinct sites.")
     states = int(counts.prod(-1).max()) if len(counts) else 0
     if states > _MOST_STATES:
-        raise FlexgenError("sites", f"have {states} states", f"Choose fewer sites: at most {_MOST_STATES} states.")
+        rows = int((counts.prod(-1, keepdim=True) // counts).sum(-1).max())
+        raise FlexgenError(
+            "sites",
+            f"have {states} states, which take {rows} rows through the network",
+            f"Choose fewer sites: at most {_MOST_STATES} states a block.",
+        )
+    named = _labelled(labels, answers)
     present = answers.present_in(x)
-    observed = present if observed is None else observed.to(device) & present
+    observed = checked_observed("observed", observed, present)
     rounding = rounding or Rounding.measured(answers, x, present)
     before = answers.cost
+    on = sites.to(x.device)
+    start = torch.where(present.gather(1, on), x.gather(1, on).nan_to_num(0.0), -1).long().cpu()
+    blocks = [_Block(tuple(shape), codes) for shape, codes in zip(counts.tolist(), start.tolist(), strict=True)]
+    while _ask(answers, x, observed, on, counts, blocks):
+        pass
+    return ExactBlocks(
+        sites,
+        tuple(block.tables() for block in blocks),
+        start,
+        torch.tensor([block.relative(rounding) for block in blocks], dtype=torch.float64),
+        answers.cost - before,
+        tuple({named[site][0]: named[site][1] for site in block} for block in sites.tolist()),
+    )
 
-    # One request for every block, site i of it, and state of the block's others.
-    block, asked, codes, shapes = [], [], [], []
-    for b, shape in enumerate(counts.tolist()):
-        shapes.append(tuple(shape))
-        for i in range(len(shape)):
-            grid = torch.cartesian_prod(*(torch.arange(1 if j == i else k) for j, k in enumerate(shape)))
-            codes.append(grid.view(-1, len(shape)))
-            block.append(torch.full((len(codes[-1]),), b))
-            asked.append(torch.full((len(codes[-1]),), i))
-    if not block:
-        return ExactBlocks(sites, (), torch.zeros(0, dtype=torch.float64), Cost())
-    of_block, place, state = (torch.cat(part).to(device) for part in (block, asked, codes))
-    sites = sites.to(device)
+
+class _Block:
+    """What is known of a block's tables so far."""
+
+    def __init__(self, shape: tuple[int, ...], start: list[int]) -> None:
+        self.shape = shape
+        self.reached = torch.full(shape, min(start, default=0) < 0)
+        if min(start, default=0) >= 0:
+            self.reached[tuple(start)] = True
+        # log p(x_i | others), [others.., K_i]; NaN where it was not asked for
+        self.laws = [torch.full((*shape[:i], *shape[i + 1 :], k), torch.nan).double() for i, k in enumerate(shape)]
+
+    def wanted(self, place: int) -> Tensor:
+        """Values of the others, ``[n, k - 1]``, that are reached, and given which the place was not asked for."""
+        return (self.reached.movedim(place, -1).any(-1) & self.laws[place][..., 0].isnan()).nonzero()
+
+    def learn(self, place: int, others: Tensor, log_probs: Tensor) -> None:
+        # float32 answers sum to one to 1e-7; what is left out of them is normalised away here
+        law = log_probs[:, : self.shape[place]].log_softmax(-1)
+        at = tuple(others.unbind(-1))
+        self.laws[place][at] = law
+        self.reached.movedim(place, -1)[at] |= law > -torch.inf
+
+    def relative(self, rounding: Rounding) -> float:
+        return max(2.0 * float(rounding.of(law[law.isfinite()]).max()) for law in self.laws)
+
+    def tables(self) -> ConditionalTables:
+        laws = (torch.where(law.isnan(), 1 / law.shape[-1], law.exp()) for law in self.laws)
+        return ConditionalTables([law.movedim(-1, place).contiguous() for place, law in enumerate(laws)])
+
+
+def _ask(
+    answers: SiteAnswers, x: Tensor, observed: Tensor, sites: Tensor, counts: Tensor, blocks: list[_Block]
+) -> bool:
+    """Asks all that has come within reach, in one go; False if there is nothing to ask."""
+    wanted = [(b, i, block.wanted(i)) for b, block in enumerate(blocks) for i in range(len(block.shape))]
+    wanted = [entry for entry in wanted if len(entry[2])]
+    if not wanted:
+        return False
+    sizes = torch.tensor([len(others) for _, _, others in wanted])
+    of_block, place = (
+        torch.tensor([entry[k] for entry in wanted]).repeat_interleave(sizes).to(x.device) for k in (0, 1)
+    )
+    filled = [torch.cat([o[:, :i], torch.zeros(len(o), 1, dtype=o.dtype), o[:, i:]], 1) for _, i, o in wanted]
+    state = torch.cat(filled).to(x.device)  # [M, k]
 
     def make(some: Tensor) -> tuple[Tensor, Tensor]:
         b = of_block[some]
         rows, sets = x[b].scatter(1, sites[b], state[some].to(x.dtype)), observed[b].scatter(1, sites[b], True)
         return rows, sets.scatter(1, sites[b].gather(1, place[some, None]), False)
 
-    width = int(counts.max())
     target = sites[of_block].gather(1, place[:, None])[:, 0]
-    values = torch.arange(width, device=device, dtype=torch.float64).expand(len(target), -1)
-    log_probs = answers.log_prob(Requests(target, make), values).cpu()  # [M, width]
-    return _assembled(sites.cpu(), shapes, of_block.cpu(), place.cpu(), log_probs, rounding, answers.cost - before)
+    last = counts.to(x.device)[of_block].gather(1, place[:, None]) - 1
+    codes = torch.arange(int(counts.max()), device=x.device).expand(len(target), -1).minimum(last)
+    log_probs = answers.log_prob(Requests(target, make), codes.double()).cpu()  # [M, width]
+    for (b, i, others), found in zip(wanted, log_probs.split(sizes.tolist()), strict=True):
+        blocks[b].learn(i, others, found)
+    return True
 
 
-def _assembled(
-    sites: Tensor,
-    shapes: list[tuple[int, ...]],
-    of_block: Tensor,
-    place: Tensor,
-    log_probs: Tensor,
-    rounding: Rounding,
-    cost: Cost,
-) -> ExactBlocks:
-    tables, relative = [], []
-    for b, shape in enumerate(shapes):
-        each, worst = [], 0.0
-        for i, size in enumerate(shape):
-            rows = log_probs[(of_block == b) & (place == i), :size]  # [states of the others, K_i]
-            # float32 answers sum to one to 1e-7; what is left out of them is normalised away here
-            law = rows.log_softmax(-1)
-            finite = law.where(law.isfinite(), 0.0)
-            worst = max(worst, 2.0 * float(rounding.of(finite).max()))
-            others = [k for j, k in enumerate(shape) if j != i]
-            each.append(law.exp().view(*others, size).movedim(-1, i).contiguous())
-        tables.append(ConditionalTables(each))
-        relative.append(worst)
-    return ExactBlocks(sites, tuple(tables), torch.tensor(relative, dtype=torch.float64), cost)
+def _labelled(labels: Labels | None, answers: SiteAnswers) -> list[tuple[str, tuple[Hashable, ...]]]:
+    """Name and categories of every site of the model."""
+    sites, counts = answers.conditional.space.sites, answers.num_categories
+    names = [site.name or f"x{i}" for i, site in enumerate(sites)]
+    if labels is None:
+        return [(name, tuple(range(k))) for name, k in zip(names, counts, strict=True)]
+    if hasattr(labels, "items"):
+        names, each = [str(name) for name in labels], [tuple(part) for part in labels.values()]  # type: ignore[union-attr]
+    else:
+        each = [tuple(part) for part in labels]
+    sizes = [len(part) for part in each]
+    if sizes != [k or size for k, size in zip(counts, sizes, strict=False)] or len(sizes) != len(counts):
+        raise FlexgenError(
+            "labels",
+            f"name {len(sizes)} sites with {sizes[:8]}.. categories" if len(sizes) > 8 else f"name {sizes} categories",
+            f"Give one label for every category of each of the {len(counts)} sites of the model.",
+        )
+    return list(zip(names, each, strict=True))

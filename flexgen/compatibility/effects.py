@@ -130,8 +130,11 @@ class Effect:
 
         return cls(
             first.name,
-            *(together(name) for name in ("values", "weights", "rows", "sites")),
-            floor=together("floor"),
+            together("values"),
+            together("weights"),
+            together("rows"),
+            together("sites"),
+            together("floor"),
             cost=sum((part.cost for part in parts), Cost()),
             unit=first.unit,
             uniform_weights=together("uniform_weights"),
