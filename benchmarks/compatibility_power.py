@@ -4,9 +4,9 @@
 
 Counted conditionals: Arnold and Press's 3 x 3 joint, p(x | y) counted from one sample of n rows and p(y | x) from
 another; the second sample's joint has every log odds ratio through one cell moved by a gap. Size is the rate of
-rejections at gap 0 at level 5 %; in brackets the interval that a rate of exactly 5 % stays in with probability 95 %.
-Draws: two bits that hold each other fast (about 20 sweeps to forget), sampled by an order of sites and by random sites,
-16 chains of 16 draws.
+rejections at gap 0 at significance 5 %; in brackets the interval that a rate of exactly 5 % stays in with probability
+95 %. Draws: two bits that hold each other fast (about 20 sweeps to forget), sampled by an order of sites and by random
+sites, 16 chains of 16 draws.
 
 Writes power.png into --output.
 """
@@ -30,7 +30,7 @@ from flexgen.exact import JointTable
 from flexgen.rng import stream
 from samplers import GibbsSampler, scans
 
-LEVEL = 0.05
+SIGNIFICANCE = 0.05
 JOINT = torch.tensor([[1, 2, 3], [3, 2, 1], [1, 3, 4]], dtype=torch.float64) / 20
 SIZES = (90, 300, 1000, 5000)
 GAPS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 1.0, 1.25, 1.5)
@@ -59,17 +59,17 @@ def samples(laws: Sequence[Tensor], num_rows: int, replicates: int, seed: int) -
 
 def counted_tables(replicates: int, num_draws: int) -> dict[int, list[float]]:
     """Prints sizes; returns the power of the Wald test by sample size, over GAPS."""
-    low, high = (float(stats.binom.ppf(q, replicates, LEVEL)) / replicates for q in (0.025, 0.975))
+    low, high = (float(stats.binom.ppf(q, replicates, SIGNIFICANCE)) / replicates for q in (0.025, 0.975))
     print(f"counted conditionals, 3 x 3, {replicates} replicates: size at 5 % [{low:.3f}, {high:.3f}]")
     print(f"  {'rows a sample':14s}{'Wald':>8s}{'LR chi2':>9s}{'bootstrap':>11s}   power at gap .5: Wald  bootstrap")
-    critical, power = float(stats.chi2.isf(LEVEL, 4)), {}
+    critical, power = float(stats.chi2.isf(SIGNIFICANCE, 4)), {}
     for num_rows in SIZES:
         rates = []
         for gap in (0.0, 0.5):
             counts = samples([JOINT, gapped(gap)], num_rows, replicates, seed=int(10 * gap))
             _, wald = counted.fit_wald(counts + 0.5)
             ratio, p = bootstrap_p_values(counts, None, stream(0, "bootstrap"), num_draws=num_draws)
-            rates.append([float((x).double().mean()) for x in (wald > critical, ratio > critical, p <= LEVEL)])
+            rates.append([float((x).double().mean()) for x in (wald > critical, ratio > critical, p <= SIGNIFICANCE)])
         (size, ratio_size, bootstrap_size), (power_wald, _, power_bootstrap) = rates
         print(
             f"  {num_rows:<14d}{size:8.3f}{ratio_size:9.3f}{bootstrap_size:11.3f}"
@@ -104,10 +104,10 @@ def scan_draws(replicates: int) -> dict[str, float]:
                 num_permutations=99,
                 max_draws=128,
             ).p_value
-            <= LEVEL
+            <= SIGNIFICANCE
             for r in range(number)
         )
-        low, high = (float(stats.binom.ppf(q, number, LEVEL)) / number for q in (0.025, 0.975))
+        low, high = (float(stats.binom.ppf(q, number, SIGNIFICANCE)) / number for q in (0.025, 0.975))
         sizes[label] = rejected / number
         print(f"  energy test, {label:22s} {rejected / number:.3f}  [{low:.3f}, {high:.3f}], {number} replicates")
     return sizes
@@ -123,9 +123,15 @@ def picture(power: dict[int, list[float]], path: Path) -> None:
         x = (GAPS[place] + GAPS[place - 1]) / 2
         y = (rates[place] + rates[place - 1]) / 2
         axes.annotate(f"n = {num_rows}", (x, y), (8, -4), textcoords="offset points", fontsize=9, color=colour)
-    axes.axhline(LEVEL, color="#888888", lw=0.8, ls=(0, (4, 3)))
+    axes.axhline(SIGNIFICANCE, color="#888888", lw=0.8, ls=(0, (4, 3)))
     axes.annotate(
-        "level 5 %", (GAPS[-1], LEVEL), (0, 4), textcoords="offset points", ha="right", fontsize=8, color="#666666"
+        "significance 5 %",
+        (GAPS[-1], SIGNIFICANCE),
+        (0, 4),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8,
+        color="#666666",
     )
     axes.set_xlabel("gap in log odds ratios through one cell")
     axes.set_ylabel("share of replicates refuted")

@@ -53,7 +53,7 @@ _MODULE_OF: dict[str, str] = {
     "pseudo_log_likelihood": "flexgen.compatibility.excess_risk",
     "rectangle_rank": "flexgen.compatibility.odds",
     "rectangles": "flexgen.compatibility.network_rectangles",
-    "refits_test": "flexgen.compatibility.estimated",
+    "refits_test": "flexgen.compatibility.fitted",
     "scan_divergence": "flexgen.compatibility.scan_laws",
     "score_asymmetry": "flexgen.compatibility.scores",
     "stationary": "flexgen.compatibility.scan_laws",

@@ -10,9 +10,10 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from flexgen.checks import whole_number
+from flexgen.checks import kind_of, whole_number
+from flexgen.compatibility.arguments import check_confidence, numbers
 from flexgen.conditional import HasLogProb
-from flexgen.errors import DataError
+from flexgen.errors import DataError, FlexgenError
 from flexgen.query import Query
 
 __all__ = ["ExcessRisk", "excess_pseudo_log_likelihood", "pseudo_log_likelihood"]
@@ -87,31 +88,32 @@ def excess_pseudo_log_likelihood(
 
     Raises:
         DataError: too few rows, weights that are no probabilities, a row that one of the two holds impossible.
+        SpaceError: rows outside the space of one of the two.
+        FlexgenError: options that cannot be used, or a network or joint without log-probabilities.
     """
-    whole_number("batch_size", batch_size, 1, DataError)
-    if not 0 < confidence < 1:
-        raise DataError("confidence", f"is {confidence}", "Pass a probability between 0 and 1, such as 0.95.")
-    if x.ndim < 2 or len(x) < 2:
-        raise DataError("x", f"has shape {tuple(x.shape)}", "Pass two rows or more, [B, N].")
+    check_confidence(confidence)
+    if certificate is not None and not (isinstance(certificate, int | float) and math.isfinite(certificate)):
+        raise FlexgenError("certificate", f"is {kind_of(certificate)}", "Pass a number of nats, or None.")
+    x = _checked_rows(x, 2)
+    share = torch.full((len(x),), 1 / len(x), dtype=torch.float64) if weights is None else _shares(weights, len(x))
+    _check_conditional("network", network)
+    _check_conditional("joint", joint)
     of_network = pseudo_log_likelihood(network, x, batch_size=batch_size)
     of_joint = pseudo_log_likelihood(joint, x, batch_size=batch_size)
-    if weights is None:
-        share, spread = torch.full((len(x),), 1 / len(x), dtype=torch.float64), True
-    else:
-        share, spread = torch.as_tensor(weights).to(torch.float64), False
-        if share.shape != (len(x),) or bool((share < 0).any()) or abs(float(share.sum()) - 1) > 1e-6:
-            raise DataError("weights", f"sum to {float(share.sum()):.6g}", "Pass one probability a row, summing to 1.")
     read = share > 0  # rows of no weight may be impossible
     for argument, values in (("network", of_network), ("joint", of_joint)):
-        impossible = ~values.isfinite() & read
-        if impossible.any():
-            row = int(impossible.nonzero()[0])
+        wrong = (~values.isfinite() & read).nonzero()[:, 0].tolist()
+        if wrong and float(values[wrong[0]]) == -math.inf:
             raise DataError(
-                argument, f"holds row {row} of x impossible", "Smooth it, or leave out rows outside its support."
+                argument, f"holds row {wrong[0]} of x impossible", "Smooth it, or leave out rows outside its support."
+            )
+        if wrong:
+            raise DataError(
+                argument, f"gives row {wrong[0]} of x {float(values[wrong[0]])} nats", "Look at its answers there."
             )
     gains = (of_joint - of_network)[read]
     gain = float(share[read] @ gains)
-    error = float(gains.std()) / math.sqrt(len(x)) if spread else 0.0
+    error = float(gains.std()) / math.sqrt(len(x)) if weights is None else 0.0
     reach = float(stats.t.isf((1 - confidence) / 2, len(x) - 1)) * error
     return ExcessRisk(
         float(share[read] @ of_network[read]),
@@ -127,7 +129,16 @@ def excess_pseudo_log_likelihood(
 
 
 def pseudo_log_likelihood(conditional: HasLogProb, x: Tensor, *, batch_size: int = 1024) -> Tensor:
-    """sum_i log p(x_i | rest) in nats, float64 ``[B]``; N evaluations of every row."""
+    """sum_i log p(x_i | rest) in nats, float64 ``[B]``; N evaluations of every row.
+
+    Raises:
+        DataError: rows that are no table of numbers.
+        SpaceError: rows outside the space.
+        FlexgenError: a conditional without log-probabilities, or a batch size below 1.
+    """
+    _check_conditional("conditional", conditional)
+    batch_size = whole_number("batch_size", batch_size, 1)
+    x = _checked_rows(x, 1)
     num_sites = conditional.space.num_sites
     total = torch.zeros(len(x), dtype=torch.float64)
     with torch.no_grad():
@@ -136,3 +147,33 @@ def pseudo_log_likelihood(conditional: HasLogProb, x: Tensor, *, batch_size: int
             parts = [conditional.log_prob(rows, query) for rows in torch.split(x, batch_size)]
             total += torch.cat(parts).to("cpu", torch.float64)
     return total
+
+
+def _checked_rows(x: Tensor, least: int) -> Tensor:
+    rows = numbers("x", x, "Pass rows [B, N].")
+    if rows.ndim < 2 or len(rows) < least:
+        fix = f"Pass {'two rows' if least == 2 else 'one row'} or more, [B, N]."
+        raise DataError("x", f"has shape {tuple(rows.shape)}", fix)
+    return rows
+
+
+def _shares(weights: Tensor, num_rows: int) -> Tensor:
+    fix = "Pass one probability a row, summing to 1."
+    share = numbers("weights", weights, fix).to("cpu", torch.float64)
+    if share.shape != (num_rows,):
+        raise DataError("weights", f"has shape {tuple(share.shape)}, for {num_rows} rows", fix)
+    wrong = (~(share >= 0)).nonzero()[:, 0].tolist()  # NaN is not >= 0, either
+    if wrong:
+        raise DataError("weights", f"holds {float(share[wrong[0]])} for row {wrong[0]}", fix)
+    if not abs(float(share.sum()) - 1) <= 1e-6:
+        raise DataError("weights", f"sum to {float(share.sum()):.6g}", fix)
+    return share
+
+
+def _check_conditional(argument: str, value: Any) -> None:
+    if not (hasattr(value, "space") and callable(getattr(value, "log_prob", None))):
+        raise FlexgenError(
+            argument,
+            f"is {kind_of(value)}, which has no space and log_prob",
+            "Pass a conditional with log-probabilities: a model, or tables of flexgen.exact.",
+        )

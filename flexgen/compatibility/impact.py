@@ -16,6 +16,14 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from flexgen.compatibility.arguments import (
+    check_callable,
+    check_confidence,
+    check_margin,
+    checked_draws,
+    checked_unit,
+    numbers,
+)
 from flexgen.compatibility.effects import Verdict
 from flexgen.compatibility.units import Unit, Units, cut
 from flexgen.errors import DataError
@@ -114,7 +122,8 @@ def statistic_change(
     """How a statistic of the user changes from scan to scan, with Monte Carlo errors and intervals.
 
     Args:
-        draws: name of a scan -> ``[chains, draws, N]``, of chains that have converged.
+        draws: name of a scan -> ``[chains, draws, N]``, of chains that have converged. Run every scan with a seed of
+            its own: equal seeds make chains of two scans alike, and the error of a change is that of independent ones.
         statistic: of draws ``[n, N]``. With `per_draw` it gives one number a draw, ``[n]``, whose mean is looked at: an
             indicator for a probability, a product for a moment. Without, it gives one number for all draws: a
             correlation, a fitted slope; it should be smooth in the draws' law (the jackknife fails for a median).
@@ -127,22 +136,22 @@ def statistic_change(
     Welch's.
 
     Raises:
-        DataError: bad draws, or a statistic of another shape.
+        DataError: bad draws, or a statistic of another shape or with values that are not finite.
+        FlexgenError: options that cannot be used.
     """
-    if not 0 < confidence < 1:
-        raise DataError("confidence", f"is {confidence}", "Pass a probability between 0 and 1, such as 0.95.")
-    if margin is not None and not margin > 0:
-        raise DataError("margin", f"is {margin}", "Pass a positive change, or None.")
-    units = cut(draws, unit)
+    check_callable("statistic", statistic, "Pass a function of draws [n, N].")
+    check_confidence(confidence)
+    check_margin(margin, "change")
+    units = cut(checked_draws(draws), checked_unit(unit))
     scans, spreads = [], []
     for scan, values in units.draws.items():
         if per_draw:
-            mean, mcse, sd = _mean(statistic, values)
+            mean, mcse, sd = _mean(statistic, scan, values)
             ess = (sd / mcse) ** 2 if mcse > 0 else float(values.shape[0] * values.shape[1])
             scans.append(ScanMean(scan, mean, mcse, ess))
             spreads.append(sd)
         else:
-            value, mcse = _jackknife(statistic, values)
+            value, mcse = _jackknife(statistic, scan, values)
             scans.append(ScanMean(scan, value, mcse, math.nan))
             spreads.append(math.nan)
     changes = _changes(units, scans, spreads, confidence)
@@ -175,36 +184,44 @@ def _changes(
     return tuple(changes)
 
 
-def _mean(statistic: Callable[[Tensor], Tensor], draws: Tensor) -> tuple[float, float, float]:
+def _mean(statistic: Callable[[Tensor], Tensor], scan: str, draws: Tensor) -> tuple[float, float, float]:
     """Mean, its error and the standard deviation over draws, of ``[U, L, N]``."""
     num_units, length = draws.shape[:2]
-    values = torch.as_tensor(statistic(draws.flatten(0, 1)))
+    fix = "Return one number a draw, or pass per_draw=False for one number of all draws."
+    values = numbers("statistic", statistic(draws.flatten(0, 1)), fix)
     if values.shape != (num_units * length,):
+        raise DataError("statistic", f"maps draws [{num_units * length}, N] to shape {tuple(values.shape)}", fix)
+    wrong = int((~values.isfinite()).sum())
+    if wrong:
         raise DataError(
             "statistic",
-            f"maps draws [{num_units * length}, N] to shape {tuple(values.shape)}",
-            "Return one number a draw, or pass per_draw=False for one number of all draws.",
+            f"is not finite at {wrong} of {len(values)} draws of scan {scan!r}",
+            "Leave such draws out of the statistic, or bound it: a mean cannot hold them.",
         )
-    table = values.to(torch.float64).view(num_units, length)
+    table = values.to("cpu", torch.float64).view(num_units, length)
     means = table.mean(1)
     return float(means.mean()), float(means.std()) / num_units**0.5, float(table.std())
 
 
-def _jackknife(statistic: Callable[[Tensor], Tensor], draws: Tensor) -> tuple[float, float]:
+def _jackknife(statistic: Callable[[Tensor], Tensor], scan: str, draws: Tensor) -> tuple[float, float]:
     """A statistic of all draws and its error, leaving out one unit at a time."""
 
     def value(part: Tensor) -> float:
-        answer = torch.as_tensor(statistic(part.flatten(0, 1)))
+        fix = "Return one number, or pass per_draw=True for one number a draw."
+        answer = numbers("statistic", statistic(part.flatten(0, 1)), fix)
         if answer.numel() != 1:
+            raise DataError("statistic", f"maps all draws to shape {tuple(answer.shape)}", fix)
+        if not math.isfinite(answer):
             raise DataError(
                 "statistic",
-                f"maps all draws to shape {tuple(answer.shape)}",
-                "Return one number, or pass per_draw=True for one number a draw.",
+                f"is {float(answer)} for {len(part)} of {num_units} units of scan {scan!r}",
+                "It must exist without any one unit: run more chains, or choose a statistic that does.",
             )
         return float(answer)
 
     num_units = len(draws)
     keep = ~torch.eye(num_units, dtype=torch.bool)
+    whole = value(draws)
     without = torch.tensor([value(draws[row]) for row in keep], dtype=torch.float64)
     variance = (num_units - 1) / num_units * ((without - without.mean()) ** 2).sum()
-    return value(draws), float(variance.sqrt())
+    return whole, float(variance.sqrt())

@@ -12,7 +12,7 @@ from torch import Tensor
 
 __all__ = ["LogOddsGap", "gaps_of_counts"]
 
-_MAX_ENTRIES = 1 << 21  # rectangles of a pair of sites; with more, those of neighbouring values stand for all
+_TOGETHER = 1 << 20  # rectangles looked at at once
 
 
 @dataclass(frozen=True)
@@ -43,53 +43,63 @@ class LogOddsGap:
         return f"{self.gap:+.3f} ± {self.standard_error:.3f} ({where})"
 
 
-def gaps_of_counts(counts: Tensor, level: float) -> tuple[LogOddsGap, float]:
-    """The rectangle with the most standard errors, and how far any gap may reach.
+def gaps_of_counts(counts: Tensor, significance: float) -> tuple[LogOddsGap, float]:
+    """The rectangle with the most standard errors, and how far any gap may reach. Every rectangle is looked at.
 
     Args:
         counts: ``[N, V_0, ..]``, positive.
-        level: the reach is the largest |gap| + z standard errors with z of one-sided `level`. That all gaps are under a
-            margin is claimed only if each is, so that no correction for their number is due (intersection-union).
+        significance: the reach is the largest |gap| + z standard errors with z of this one-sided significance. That all
+            gaps are under a margin is claimed only if each is, so that no correction for their number is due
+            (intersection-union).
     """
-    z = float(stats.norm.isf(level))
+    z = float(stats.norm.isf(significance))
     worst: tuple[float, LogOddsGap] | None = None
     reach = 0.0
+    shape = counts.shape[1:]
     for i, j in itertools.combinations(range(len(counts)), 2):
-        shape = counts.shape[1:]
-        ends = [_ends(size, shape, i, j) for size in (shape[i], shape[j])]
-        gap, variance = _differences(counts[i], i, j, ends)
-        other_gap, other_variance = _differences(counts[j], i, j, ends)
-        gap, error = gap - other_gap, (variance + other_variance).sqrt()  # [pairs of i, pairs of j, context]
-        reach = max(reach, float((gap.abs() + z * error).max()))
-        ratio = (gap.abs() / error).flatten()
-        place = int(ratio.argmax())
-        if worst is None or float(ratio[place]) > worst[0]:
-            first, second, rest = (int(k) for k in torch.unravel_index(torch.tensor(place), gap.shape))
-            (a, b), (c, d) = (ends[0][0][first], ends[0][1][first]), (ends[1][0][second], ends[1][1][second])
-            others = [size for k, size in enumerate(shape) if k not in (i, j)]
-            at = [int(k) for k in torch.unravel_index(torch.tensor(rest), others)] if others else []
-            at.insert(i, int(a))
-            at.insert(j, int(c))
-            values = ((int(a), int(b)), (int(c), int(d)))
-            found = LogOddsGap(
-                (i, j), values, tuple(at), float(gap[first, second, rest]), float(error.flatten()[place])
-            )
-            worst = float(ratio[place]), found
+        of_i, of_j = _pairs(shape[i]), _pairs(shape[j])  # [2, pairs]
+        rest = shape.numel() // (shape[i] * shape[j])
+        for ends in torch.split(of_i, max(1, _TOGETHER // (of_j.shape[1] * rest)), dim=1):
+            gap, variance = _differences(counts[i], i, j, ends, of_j)
+            other_gap, other_variance = _differences(counts[j], i, j, ends, of_j)
+            gap, error = gap - other_gap, (variance + other_variance).sqrt()  # [pairs of i, pairs of j, context]
+            reach = max(reach, float((gap.abs() + z * error).max()))
+            ratio = gap.abs() / error
+            place = int(ratio.argmax())
+            most = float(ratio.flatten()[place])
+            if worst is None or most > worst[0]:
+                first, second, context = (int(k) for k in torch.unravel_index(torch.tensor(place), gap.shape))
+                at = _context(context, shape, i, j)
+                (a, b), (c, d) = ends[:, first].tolist(), of_j[:, second].tolist()
+                at[i], at[j] = a, c
+                found = LogOddsGap(
+                    (i, j),
+                    ((a, b), (c, d)),
+                    tuple(at),
+                    float(gap[first, second, context]),
+                    float(error[first, second, context]),
+                )
+                worst = most, found
     assert worst is not None
     return worst[1], reach
 
 
-def _ends(size: int, shape: torch.Size, i: int, j: int) -> tuple[Tensor, Tensor]:
-    """Pairs of values to compare: all, or neighbours where all would be too many."""
-    all_pairs = shape.numel() * (shape[i] - 1) * (shape[j] - 1) // 4 <= _MAX_ENTRIES
-    first, second = torch.triu_indices(size, size, 1) if all_pairs else torch.arange(size).unfold(0, 2, 1).T
-    return first, second
+def _pairs(size: int) -> Tensor:
+    """Every two values of a site, ``[2, pairs]``."""
+    return torch.triu_indices(size, size, 1)
 
 
-def _differences(counts: Tensor, i: int, j: int, ends: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def _context(number: int, shape: torch.Size, i: int, j: int) -> list[int]:
+    """The values of all sites in a context of the pair (i, j), those of i and j being 0."""
+    sizes = [1 if k in (i, j) else size for k, size in enumerate(shape)]
+    return [int(k) for k in torch.unravel_index(torch.tensor(number), sizes)]
+
+
+def _differences(counts: Tensor, i: int, j: int, of_i: Tensor, of_j: Tensor) -> tuple[Tensor, Tensor]:
     """Log odds ratios of a table of counts and their variances, ``[pairs of i, pairs of j, context]``."""
     table = counts.movedim((i, j), (0, 1)).flatten(2) if counts.ndim > 2 else counts[..., None]  # [V_i, V_j, context]
-    (a, b), (c, d) = ends
+    (a, b), (c, d) = of_i, of_j
     logs, inverse = table.log(), 1 / table
-    ratio = logs[a][:, c] - logs[a][:, d] - logs[b][:, c] + logs[b][:, d]
-    return ratio, inverse[a][:, c] + inverse[a][:, d] + inverse[b][:, c] + inverse[b][:, d]
+    row = logs[a] - logs[b]  # [pairs of i, V_j, context]
+    spread = inverse[a] + inverse[b]
+    return row[:, c] - row[:, d], spread[:, c] + spread[:, d]

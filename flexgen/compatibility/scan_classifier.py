@@ -12,9 +12,10 @@ from torch import Tensor
 
 from flexgen import rng
 from flexgen.checks import whole_number
+from flexgen.compatibility.arguments import check_generator
 from flexgen.compatibility.scan_tests import PairOfScans, ScanTest, concluded, prepared, share_as_large
 from flexgen.compatibility.units import Unit, Units
-from flexgen.errors import DataError
+from flexgen.errors import FlexgenError
 from flexgen.metrics import TwoSampleResult
 from flexgen.rng import Randomness
 from flexgen.space import Space
@@ -27,13 +28,13 @@ _MAX_CATEGORIES = 255  # of a column that trees take as categories
 def classifier_scan_test(
     draws: Mapping[str, Tensor],
     *,
-    generator: Randomness,
+    generator: Randomness | int,
     unit: Unit = "auto",
     space: Space | None = None,
     num_folds: int = 4,
     num_permutations: int = 999,
     max_draws: int = 20_000,
-    level: float = 0.05,
+    significance: float = 0.05,
 ) -> ScanTest:
     """Gradient-boosted trees asked which of two scans a draw is from (Lopez-Paz & Oquab 2017), chains kept whole.
 
@@ -53,20 +54,21 @@ def classifier_scan_test(
         max_draws: of all scans, evenly spaced in each unit.
 
     Raises:
-        DataError: as `energy_scan_test`; too few units for the folds.
+        DataError, FlexgenError: as `energy_scan_test`; too few units for the folds.
     """
-    units = prepared(draws, unit, space, num_permutations, max_draws, level)
+    units = prepared(draws, unit, space, num_permutations, max_draws, significance)
+    generator = check_generator(generator)
     names, num_units = units.names, len(units.draws[units.names[0]])
-    whole_number("num_folds", num_folds, 2, DataError)
+    whole_number("num_folds", num_folds, 2)
     if num_units < 2 * num_folds:
-        raise DataError("num_folds", f"is {num_folds}, of {num_units} units", f"Pass {num_units // 2} or fewer.")
+        raise FlexgenError("num_folds", f"is {num_folds}, of {num_units} units", f"Pass {num_units // 2} or fewer.")
     source = rng.stream(rng.seed_from(generator), "classifier")
     pairs = []
     for first, second in itertools.combinations(names, 2):
         result, error = _compare(units, first, second, space, num_folds, num_permutations, source)
         pairs.append(PairOfScans(first, second, result.auc, error, result.p_value))
     effect_name = "area under the ROC curve, 1/2 where laws are equal"
-    return concluded("classifier", effect_name, pairs, units, {}, level)
+    return concluded("classifier", effect_name, pairs, units, {}, significance)
 
 
 def _compare(

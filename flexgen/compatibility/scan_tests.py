@@ -17,15 +17,21 @@ from torch import Tensor
 
 from flexgen import rng
 from flexgen.checks import whole_number
+from flexgen.compatibility.arguments import (
+    check_generator,
+    check_significance,
+    check_space,
+    checked_draws,
+    checked_unit,
+)
 from flexgen.compatibility.units import Unit, Units, cut, features
-from flexgen.errors import DataError
 from flexgen.rng import Randomness
 from flexgen.space import Space
 
 __all__ = ["PairOfScans", "ScanTest", "energy_scan_test"]
 
 _DISTANCES = 1 << 20  # held at once
-_UNSETTLED = 0.01  # level at which halves of chains are held to differ, over all scans together
+_UNSETTLED = 0.01  # significance at which halves of chains are held to differ, over all scans together
 
 
 @dataclass(frozen=True)
@@ -59,19 +65,19 @@ class ScanTest:
         effect_name: what is estimated for each pair of scans, and its value where the laws are equal.
         pairs: every two scans.
         p_value: of all pairs together (Bonferroni).
-        level: of the verdict.
+        significance: of the verdict.
         unit: what was shuffled.
         num_units: units of each scan.
         settled: for each scan the p-value of "first and second halves of its chains have one law", where units are
             whole chains. A small one says that the chains had not converged.
-        verdict: "refuted" if `p_value` is at most the level and no scan is unsettled, else "not refuted".
+        verdict: "refuted" if `p_value` is at most the significance and no scan is unsettled, else "not refuted".
     """
 
     method: str
     effect_name: str
     pairs: tuple[PairOfScans, ...]
     p_value: float
-    level: float
+    significance: float
     unit: str
     num_units: int
     settled: dict[str, float]
@@ -87,8 +93,8 @@ class ScanTest:
 
     def __str__(self) -> str:
         lines = [
-            f"one law of all scans: {self.verdict} at level {self.level:g} (p = {self.p_value:.3g}, {self.method}; "
-            f"{self.num_units} {self.unit} of each scan)",
+            f"one law of all scans: {self.verdict} at significance {self.significance:g} (p = {self.p_value:.3g}, "
+            f"{self.method}; {self.num_units} {self.unit} of each scan)",
             f"  {self.effect_name}:",
         ]
         lines.extend(f"    {pair}" for pair in self.pairs)
@@ -105,12 +111,12 @@ class ScanTest:
 def energy_scan_test(
     draws: Mapping[str, Tensor],
     *,
-    generator: Randomness,
+    generator: Randomness | int,
     unit: Unit = "auto",
     space: Space | None = None,
     num_permutations: int = 999,
     max_draws: int = 4096,
-    level: float = 0.05,
+    significance: float = 0.05,
 ) -> ScanTest:
     """Energy distance between the draws of every two scans, with whole chains (or blocks) shuffled between them.
 
@@ -121,18 +127,21 @@ def energy_scan_test(
 
     Args:
         draws: name of a scan -> ``[chains, draws, N]``, warm-up left out. Integers are categories, floats are numbers,
-            unless `space` says otherwise. Chains of a scan must be independent; many are better than long ones.
-        generator: of the shuffles.
+            unless `space` says otherwise. Chains must be independent, also those of different scans: run every scan
+            with a seed of its own. Many chains are better than long ones.
+        generator: of the shuffles, or a seed.
         unit: see docs/compatibility/draws.md; whole chains where every scan has 16 or more.
         space: what the sites hold.
         num_permutations: p-values are multiples of 1 / (num_permutations + 1).
         max_draws: draws looked at, over all scans, evenly spaced in each unit: time and memory grow with their square.
-        level: probability of refuting one law where there is one.
+        significance: probability of refuting one law where there is one.
 
     Raises:
         DataError: draws of other shapes, or with too few independent units.
+        FlexgenError: options that cannot be used.
     """
-    units = prepared(draws, unit, space, num_permutations, max_draws, level)
+    units = prepared(draws, unit, space, num_permutations, max_draws, significance)
+    generator = check_generator(generator)
     distance = _unit_distances(features(units, space))  # [2 M U, 2 M U], halves of units
     num_units, names = len(units.draws[units.names[0]]), units.names
     source = rng.stream(rng.seed_from(generator), "energy")
@@ -155,31 +164,43 @@ def energy_scan_test(
             own = torch.split(blocks[k], 2 * num_units, dim=1)[k]
             settled[name] = _halves_p_value(own, num_permutations, source)
     return concluded(
-        "energy distance", "energy distance as a share, 0 where laws are equal", pairs, units, settled, level
+        "energy distance", "energy distance as a share, 0 where laws are equal", pairs, units, settled, significance
     )
 
 
 def concluded(
-    method: str, effect_name: str, pairs: list[PairOfScans], units: Units, settled: dict[str, float], level: float
+    method: str,
+    effect_name: str,
+    pairs: list[PairOfScans],
+    units: Units,
+    settled: dict[str, float],
+    significance: float,
 ) -> ScanTest:
     """The verdict over all pairs."""
     p_value = min(1.0, len(pairs) * min(pair.p_value for pair in pairs))
     num_units = len(units.draws[units.names[0]])
-    result = ScanTest(method, effect_name, tuple(pairs), p_value, level, units.kind, num_units, settled, "not refuted")
-    if p_value > level or result.unsettled:
+    result = ScanTest(
+        method, effect_name, tuple(pairs), p_value, significance, units.kind, num_units, settled, "not refuted"
+    )
+    if p_value > significance or result.unsettled:
         return result
     return ScanTest(**{**vars(result), "verdict": "refuted"})
 
 
 def prepared(
-    draws: Mapping[str, Tensor], unit: Unit, space: Space | None, num_permutations: int, max_draws: int, level: float
+    draws: Mapping[str, Tensor],
+    unit: Unit,
+    space: Space | None,
+    num_permutations: int,
+    max_draws: int,
+    significance: float,
 ) -> Units:
     """Checked draws as units, balanced and thinned."""
-    whole_number("num_permutations", num_permutations, 19, DataError)
-    whole_number("max_draws", max_draws, 16, DataError)
-    if not 0 < level < 1:
-        raise DataError("level", f"is {level}", "Pass a probability between 0 and 1, such as 0.05.")
-    return cut(draws, unit, space).balanced().thinned(max_draws)
+    whole_number("num_permutations", num_permutations, 19)
+    whole_number("max_draws", max_draws, 16)
+    check_significance(significance)
+    check_space(space)
+    return cut(checked_draws(draws), checked_unit(unit), space).balanced().thinned(max_draws)
 
 
 def _unit_distances(points: dict[str, Tensor]) -> Tensor:

@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flexgen import rng
-from flexgen.checks import whole_number
+from flexgen.checks import kind_of, whole_number
+from flexgen.compatibility.arguments import check_callable, check_generator, numbers
 from flexgen.errors import DataError
 from flexgen.rng import Randomness
 
@@ -64,7 +65,7 @@ class ScoreAsymmetry:
 
 
 def score_asymmetry(
-    score: Callable[[Tensor], Tensor], x: Tensor, *, generator: Randomness, num_probes: int = 8
+    score: Callable[[Tensor], Tensor], x: Tensor, *, generator: Randomness | int, num_probes: int = 8
 ) -> ScoreAsymmetry:
     """Antisymmetric share of the Jacobian of a score at the rows of `x`.
 
@@ -76,23 +77,28 @@ def score_asymmetry(
         score: ``[B, *event] -> [B, *event]``, row by row (no batch statistics), differentiable twice by autograd. Put
             its network in evaluation mode. Attention of torch runs by the plain formula, which differentiates twice.
         x: ``[B, *event]``, where to look: draws of the data, with noise for a score at a noise level.
-        generator: of the probes.
+        generator: of the probes, or a seed.
         num_probes: for each row; each costs one forward and two backward passes.
 
     Raises:
         DataError: a score of another shape, one that autograd cannot follow, or values that are not finite.
+        FlexgenError: options that cannot be used.
 
     Source: Hutchinson (1990); the double backward pass for J v is Townsend (2017).
     """
-    whole_number("num_probes", num_probes, 2, DataError)
+    check_callable("score", score, "Pass a function of rows [B, *event].")
+    whole_number("num_probes", num_probes, 2)
+    x = numbers("x", x, "Pass real rows [B, *event].")
     if x.ndim < 2 or len(x) == 0 or not x.is_floating_point():
         raise DataError("x", f"has shape {tuple(x.shape)} and dtype {x.dtype}", "Pass real rows [B, *event].")
-    source = rng.stream(rng.seed_from(generator), "probes")
+    if not bool(x.isfinite().all()):
+        raise DataError("x", "holds a number that is not finite", "Look at the draws that made it.")
+    source = rng.stream(rng.seed_from(check_generator(generator)), "probes")
     start = time.perf_counter()
     antisymmetric, square, rounding = [], [], []
     for _ in range(num_probes):
         signs = 2.0 * rng.integers(2, tuple(x.shape), generator=source).to(x) - 1.0
-        forward, backward = _products(score, x.detach(), signs)
+        forward, backward = _products(score, x, signs)
         difference = (forward - backward).to(torch.float64).flatten(1)
         antisymmetric.append((difference**2).sum(1) / 4)
         both = (forward.to(torch.float64) ** 2 + backward.to(torch.float64) ** 2) / 2
@@ -118,9 +124,12 @@ def linear_score_asymmetry(matrix: Tensor) -> float:
 
     For complete conditionals x_i ~ N(sum_j b_ij x_j, s_i^2), A_ij = b_ij / s_i^2 off the diagonal and -1 / s_i^2 on it.
     """
-    a = torch.as_tensor(matrix).to(torch.float64)
+    fix = "Pass a square matrix that is not zero."
+    a = numbers("matrix", matrix, fix).to(torch.float64)
     if a.ndim != 2 or a.shape[0] != a.shape[1] or not bool(a.any()):
-        raise DataError("matrix", f"has shape {tuple(a.shape)}", "Pass a square matrix that is not zero.")
+        raise DataError("matrix", f"has shape {tuple(a.shape)}", fix)
+    if not bool(a.isfinite().all()):
+        raise DataError("matrix", "holds a number that is not finite", fix)
     return float(((a - a.T) ** 2).sum() / (4 * (a**2).sum()))
 
 
@@ -129,14 +138,25 @@ def _products(score: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> tuple[
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         x = x.clone().requires_grad_()
         values = score(x)
+        if not isinstance(values, Tensor):
+            raise DataError("score", f"returned {kind_of(values)}", "A score maps a tensor to one of its shape.")
         if values.shape != x.shape:
             raise DataError("score", f"maps {tuple(x.shape)} to {tuple(values.shape)}", "A score has the shape of x.")
+        unseen = DataError(
+            "score", "does not depend on x as far as autograd sees", "Compute it without no_grad or detach."
+        )
         if not values.requires_grad:
-            raise DataError(
-                "score", "does not depend on x as far as autograd sees", "Compute it without no_grad or detach."
-            )
+            raise unseen
         weights = torch.zeros_like(values, requires_grad=True)
-        (pulled,) = torch.autograd.grad(values, x, weights, create_graph=True)  # J^T w, for any w
-        (backward,) = torch.autograd.grad(values, x, v, retain_graph=True)
-        (forward,) = torch.autograd.grad(pulled, weights, v)
+        try:
+            (pulled,) = torch.autograd.grad(values, x, weights, create_graph=True, allow_unused=True)  # J^T w, any w
+            if pulled is None:
+                raise unseen
+            (backward,) = torch.autograd.grad(values, x, v, retain_graph=True)
+            (forward,) = torch.autograd.grad(pulled, weights, v)
+        except RuntimeError as error:  # torch names the operation that it cannot follow
+            reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+            raise DataError(
+                "score", f"cannot be differentiated twice ({reason})", "Compute it by operations that can be."
+            ) from error
     return forward.detach(), backward.detach()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,10 +12,17 @@ from scipy import stats
 from torch import Tensor
 
 from flexgen import rng
-from flexgen.checks import whole_number
+from flexgen.checks import kind_of, whole_number
+from flexgen.compatibility.arguments import (
+    check_confidence,
+    check_generator,
+    check_margin,
+    checked_draws,
+    checked_unit,
+)
 from flexgen.compatibility.effects import Verdict
 from flexgen.compatibility.units import Unit, cut
-from flexgen.errors import DataError
+from flexgen.errors import DataError, FlexgenError
 from flexgen.rng import Randomness
 
 __all__ = ["BlockTV", "BlockVariation", "block_variation"]
@@ -89,7 +96,7 @@ def block_variation(
     draws: Mapping[str, Tensor],
     blocks: Sequence[Sequence[int]],
     *,
-    generator: Randomness,
+    generator: Randomness | int,
     unit: Unit = "auto",
     num_splits: int = 64,
     margin: float | None = None,
@@ -104,7 +111,8 @@ def block_variation(
     whatever the number of states, and is wide where there are many and draws are few.
 
     Args:
-        draws: name of a scan -> ``[chains, draws, N]``, integers, of chains that have converged.
+        draws: name of a scan -> ``[chains, draws, N]``, integers, of chains that have converged. Run
+            every scan with a seed of its own: intervals hold for chains of different scans that are independent.
         blocks: sites of each block; all states of a block that occur are told apart.
         generator: of the halves.
         unit: whole chains, or blocks of draws; see docs/compatibility/draws.md.
@@ -113,34 +121,27 @@ def block_variation(
         confidence: of all intervals together.
 
     Raises:
-        DataError: bad draws, draws that are no integers, a site that is not there.
+        DataError: bad draws, or draws that are no integers.
+        FlexgenError: a site that is not there, or other options that cannot be used.
     """
-    whole_number("num_splits", num_splits, 2, DataError)
-    if not 0 < confidence < 1:
-        raise DataError("confidence", f"is {confidence}", "Pass a probability between 0 and 1, such as 0.95.")
-    if margin is not None and not margin > 0:
-        raise DataError("margin", f"is {margin}", "Pass a positive total variation, or None.")
-    units = cut(draws, unit)
+    whole_number("num_splits", num_splits, 2)
+    check_confidence(confidence)
+    check_margin(margin, "total variation")
+    units = cut(checked_draws(draws), checked_unit(unit))
     some = next(iter(units.draws.values()))
     if some.is_floating_point():
         raise DataError("draws", f"hold {some.dtype}", "Pass integers: states of categorical sites are counted.")
-    if not blocks:
-        raise DataError("blocks", "holds no block", "Pass lists of sites, such as [[0], [1, 2]].")
-    for number, block in enumerate(blocks):
-        if not len(block) or len(set(block)) < len(block) or not all(0 <= i < some.shape[2] for i in block):
-            raise DataError(
-                f"blocks[{number}]", f"is {list(block)}", f"Name sites 0 to {some.shape[2] - 1}, each once."
-            )
+    groups = _checked_blocks(blocks, some.shape[2])
     pairs = list(itertools.combinations(units.names, 2))
-    source = rng.stream(rng.seed_from(generator), "splits")
-    tail = (1 - confidence) / (2 * len(pairs) * len(blocks))
+    source = rng.stream(rng.seed_from(check_generator(generator)), "splits")
+    tail = (1 - confidence) / (2 * len(pairs) * len(groups))
     entries = []
-    for block in blocks:
+    for block in groups:
         frequencies = _frequencies(units.draws, list(block))
         for a, b in pairs:
             value, low, high, plug_in = _variation(frequencies[a], frequencies[b], tail, num_splits, source)
             num_states = int(((frequencies[a].sum(0) + frequencies[b].sum(0)) > 0).sum())
-            entries.append(BlockTV(a, b, tuple(block), value, low, high, plug_in, num_states))
+            entries.append(BlockTV(a, b, block, value, low, high, plug_in, num_states))
     verdict: Verdict = "not refuted"
     if margin is not None and all(entry.high < margin for entry in entries):
         verdict = "equivalent within margin"
@@ -148,6 +149,25 @@ def block_variation(
         verdict = "refuted"
     numbers = tuple(len(values) for values in units.draws.values())
     return BlockVariation(tuple(entries), confidence, units.kind, numbers, margin, verdict)
+
+
+def _checked_blocks(blocks: Any, num_sites: int) -> list[tuple[int, ...]]:
+    fix = "Pass lists of sites, such as [[0], [1, 2]]."
+    if isinstance(blocks, str) or not isinstance(blocks, Iterable):
+        raise FlexgenError("blocks", f"is {kind_of(blocks)}", fix)
+    groups = []
+    for number, block in enumerate(blocks):
+        if isinstance(block, str) or not isinstance(block, Iterable):
+            raise FlexgenError(f"blocks[{number}]", f"is {kind_of(block)}", fix)
+        if isinstance(block, Tensor) and block.ndim == 0:  # of a tensor of sites, which is one block
+            raise FlexgenError(f"blocks[{number}]", f"is {block.item()}", fix)
+        sites = tuple(whole_number(f"blocks[{number}]", site, 0) for site in block)
+        if not sites or len(set(sites)) < len(sites) or max(sites) >= num_sites:
+            raise FlexgenError(f"blocks[{number}]", f"is {list(sites)}", f"Name sites 0 to {num_sites - 1}, each once.")
+        groups.append(sites)
+    if not groups:
+        raise FlexgenError("blocks", "holds no block", fix)
+    return groups
 
 
 def _frequencies(draws: Mapping[str, Tensor], block: list[int]) -> dict[str, Tensor]:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 import re
+from typing import Any
 
 import pytest
 import torch
 from scipy import optimize, stats
 from torch import Tensor
 
-from flexgen.compatibility import counted, estimated
-from flexgen.compatibility.estimated import bootstrap_p_values, bootstrap_test, refits_test, wald_test
+from flexgen.compatibility import counted, fitted, rectangle_gaps, rectangle_rank
+from flexgen.compatibility.estimated import bootstrap_p_values, bootstrap_test, wald_test
+from flexgen.compatibility.fitted import refits_test
 from flexgen.errors import DataError, FlexgenError
 from flexgen.exact import JointTable
 from flexgen.rng import stream
@@ -20,7 +22,7 @@ from tests.compatibility.samples import GAPPED, JOINT, gapped, sample_counts
 from tests.conditionals import generator
 
 ALARM = 1e-4  # of each test's tolerance
-LEVEL = 0.05
+SIGNIFICANCE = 0.05
 
 
 def tolerance(rate: float, num: int) -> float:
@@ -31,13 +33,13 @@ def tolerance(rate: float, num: int) -> float:
 def rejection_rate(first: Tensor, second: Tensor, num_rows: int, replicates: int, seed: int = 0) -> float:
     counts = sample_counts([first, second], num_rows, replicates, seed)
     _, statistic = counted.fit_wald(counts + 0.5)
-    return float((statistic > stats.chi2.isf(LEVEL, 4)).double().mean())
+    return float((statistic > stats.chi2.isf(SIGNIFICANCE, 4)).double().mean())
 
 
 @pytest.mark.parametrize(("shape", "rank"), [((2, 2), 1), ((3, 3), 4), ((2, 3), 2), ((2, 2, 2), 5), ((3, 3, 3), 28)])
 def test_compatibility_equations_are_as_many_as_contrasts(shape: tuple[int, ...], rank: int) -> None:
-    assert counted.degrees_of_freedom(shape) == rank
-    contrasts = estimated._contrasts(shape)
+    assert rectangle_rank(shape) == rank
+    contrasts = fitted._contrasts(shape)
     assert contrasts.shape[0] == rank
     joint = JointTable.random(shape, generator=generator(1))
     logs = torch.stack([t.log() for t in joint.conditional_tables().tables])
@@ -51,7 +53,7 @@ def test_compatibility_wald_statistic_equals_the_quadratic_form(shape: tuple[int
     """Wald's statistic by its definition: contrasts of log counts, their covariance from 1 / counts."""
     joints = [JointTable.random(shape, generator=generator(seed)).p for seed in range(len(shape))]
     counts = sample_counts(joints, 200, 5, seed=3) + 0.5
-    contrasts = estimated._contrasts(shape)
+    contrasts = fitted._contrasts(shape)
     gap = counts.log().flatten(1) @ contrasts.T  # [R, df]
     covariance = (contrasts / counts.flatten(1)[:, None]) @ contrasts.T
     expected = (gap * torch.linalg.solve(covariance, gap)).sum(-1)
@@ -101,8 +103,8 @@ def test_compatibility_wald_size_and_power_at_several_sample_sizes() -> None:
             rate = min((found + expected) / 2, 0.998)
             assert abs(found - expected) < tolerance(rate, replicates) + tolerance(rate, published)
         if num_rows >= 1000:
-            assert abs(found_size - LEVEL) < tolerance(LEVEL, replicates)
-        assert found_size < LEVEL + tolerance(LEVEL, replicates)
+            assert abs(found_size - SIGNIFICANCE) < tolerance(SIGNIFICANCE, replicates)
+        assert found_size < SIGNIFICANCE + tolerance(SIGNIFICANCE, replicates)
 
 
 @pytest.mark.statistical
@@ -117,14 +119,14 @@ def test_compatibility_three_sites_have_their_size() -> None:
 def test_compatibility_wrong_test_that_forgets_one_sample_error_is_rejected() -> None:
     """Takes the second conditional as known: its own size, and with it this file's way of measuring, is far off."""
     counts = sample_counts([JOINT, JOINT], 1000, 2000, seed=0) + 0.5
-    contrasts = estimated._contrasts((3, 3))
+    contrasts = fitted._contrasts((3, 3))
     gap = counts.log().flatten(1) @ contrasts.T
     known = counts.clone()
     known[:, 1] = math.inf
     covariance = (contrasts / known.flatten(1)[:, None]) @ contrasts.T
     statistic = (gap * torch.linalg.solve(covariance, gap)).sum(-1)
-    size = float((statistic > stats.chi2.isf(LEVEL, 4)).double().mean())
-    assert abs(size - LEVEL) > 5 * tolerance(LEVEL, 2000)
+    size = float((statistic > stats.chi2.isf(SIGNIFICANCE, 4)).double().mean())
+    assert abs(size - SIGNIFICANCE) > 5 * tolerance(SIGNIFICANCE, 2000)
 
 
 @pytest.mark.statistical
@@ -133,11 +135,11 @@ def test_compatibility_bootstrap_has_its_size_in_small_samples_and_more_power_th
     counts = sample_counts([JOINT, JOINT], num_rows, replicates, seed=0)
     # With 39 draws, p <= .05 has probability exactly .05 for a continuous statistic.
     _, p = bootstrap_p_values(counts, None, stream(0, "size"), num_draws=39)
-    assert abs(float((p <= LEVEL).double().mean()) - LEVEL) < tolerance(LEVEL, replicates)
+    assert abs(float((p <= SIGNIFICANCE).double().mean()) - SIGNIFICANCE) < tolerance(SIGNIFICANCE, replicates)
     counts = sample_counts([JOINT, gapped(1.5)], num_rows, 1000, seed=1)
     _, p = bootstrap_p_values(counts, None, stream(0, "power"), num_draws=39)
     _, statistic = counted.fit_wald(counts + 0.5)
-    assert (p <= LEVEL).double().mean() > (statistic > stats.chi2.isf(LEVEL, 4)).double().mean() + 0.05
+    assert (p <= SIGNIFICANCE).double().mean() > (statistic > stats.chi2.isf(SIGNIFICANCE, 4)).double().mean() + 0.05
 
 
 def test_compatibility_redraw_keeps_contexts_and_follows_the_law() -> None:
@@ -165,7 +167,7 @@ def test_compatibility_bootstrap_takes_a_projection_and_repeats_itself() -> None
     assert len(seen) == 2
     torch.testing.assert_close(seen[0].tables[0].sum(0), torch.ones(3, dtype=torch.float64))
     assert first.statistic == pytest.approx(bootstrap_test(counts, generator=generator(1), num_draws=19).statistic)
-    with pytest.raises(FlexgenError, match=r"project: returned a table of shape \(2,\)"):
+    with pytest.raises(DataError, match=r"project: returned a table of shape \(2,\)"):
         bootstrap_test(counts, generator=generator(0), project=lambda _: torch.ones(2))
 
 
@@ -180,7 +182,7 @@ def test_compatibility_refuted_names_the_planted_rectangle() -> None:
     assert 0 in (a, b)  # the planted cell is (0, 2)
     assert 2 in (c, d)
     assert abs(abs(test.worst.gap) - 2.0) < 4.5 * test.worst.standard_error
-    assert str(test).startswith("compatibility refuted at level 0.05: Wald test on log odds ratios, statistic")
+    assert str(test).startswith("compatibility refuted at significance 0.05: Wald test on log odds ratios, statistic")
     assert "x0 in {" in str(test)
     assert json.loads(json.dumps(test.to_dict()))["worst"]["sites"] == [0, 1]
     assert bootstrap_test(counts, generator=generator(0), num_draws=99).p_value == 0.01
@@ -204,13 +206,31 @@ def test_compatibility_worst_rectangle_of_three_sites_has_its_gap_and_error() ->
     assert worst.standard_error == pytest.approx(error)
 
 
+def test_compatibility_reach_of_large_tables_sees_every_rectangle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gaps of neighbouring values are small and add up: what they sum to decides about a margin."""
+    size = 64
+    trend = torch.linspace(0, 2.8, size, dtype=torch.float64)
+    first = torch.full((size, size), 1e7, dtype=torch.float64)
+    second = (first * (trend[:, None] * trend).exp()).round()  # gap of (a, b), (c, d): (t_a - t_b) (t_c - t_d)
+    test = wald_test([first, second], margin=1.0)
+    assert test.worst.values == ((0, 63), (0, 63))
+    assert test.worst.gap == pytest.approx(-(2.8**2), abs=1e-3)
+    _, reach = rectangle_gaps.gaps_of_counts(torch.stack([first, second]), 0.05)
+    assert reach > 2.8**2
+    # Beside a corner of all cells, whatever is looked at at once.
+    small = sample_counts([JOINT, GAPPED], 500, 1, seed=3)[0] + 0.5
+    whole = rectangle_gaps.gaps_of_counts(small, 0.05)
+    monkeypatch.setattr(rectangle_gaps, "_TOGETHER", 1)
+    assert rectangle_gaps.gaps_of_counts(small, 0.05) == whole
+
+
 @pytest.mark.statistical
 def test_compatibility_within_margin_is_claimed_only_if_true() -> None:
     """At a gap of exactly the margin, the claim may be wrong in 5 % of samples; with no gap it is made."""
     claims = 0
     for counts in sample_counts([JOINT, gapped(0.6)], 3000, 300, seed=0):
         claims += wald_test(list(counts), margin=0.6).verdict == "equivalent within margin"
-    assert claims / 300 < LEVEL + tolerance(LEVEL, 300)
+    assert claims / 300 < SIGNIFICANCE + tolerance(SIGNIFICANCE, 300)
     made = [wald_test(list(c), margin=0.6) for c in sample_counts([JOINT, JOINT], 30000, 50, seed=1)]
     assert sum(test.verdict == "equivalent within margin" for test in made) > 40
     assert "margin: 0.6 in log odds ratios" in str(made[0])
@@ -229,8 +249,8 @@ def test_compatibility_refits_have_their_size_and_chi_squared_would_not() -> Non
         p_values.append(test.p_value)
         statistics.append(test.statistic)
     assert stats.kstest(p_values, "uniform").pvalue > ALARM
-    naive = (torch.tensor(statistics) > stats.chi2.isf(LEVEL, 4)).double().mean()
-    assert abs(float(naive) - LEVEL) > 3 * tolerance(LEVEL, replicates)
+    naive = (torch.tensor(statistics) > stats.chi2.isf(SIGNIFICANCE, 4)).double().mean()
+    assert abs(float(naive) - SIGNIFICANCE) > 3 * tolerance(SIGNIFICANCE, replicates)
 
 
 def test_compatibility_refits_leave_out_equations_that_cannot_vary() -> None:
@@ -253,16 +273,25 @@ def test_compatibility_refits_leave_out_equations_that_cannot_vary() -> None:
         ([torch.ones(2, 2), torch.ones(2, 3)], {}, "counts[1]: has shape (2, 3), counts[0] (2, 2)"),
         ([torch.ones(2, 2), torch.ones(2, 2) / 2], {}, "counts[1]: holds a number that is no count"),
         ([torch.ones(2, 2), torch.zeros(2, 2)], {}, "counts[1]: holds no row"),
-        ([torch.ones(2, 2), torch.ones(2, 2)], {}, "counts: are one table, passed for every site"),
+        ([torch.ones(2, 2), torch.ones(2, 2)], {}, "counts: hold one table twice, for sites 0 and 1"),
         ([torch.ones(1, 2), torch.ones(1, 2)], {}, "counts: has shape (1, 2). Leave out sites of a single value"),
+        (
+            [torch.arange(8).view(2, 2, 2) + k // 2 for k in range(3)],
+            {},
+            "counts: hold one table twice, for sites 0 and 1",
+        ),
         ([torch.ones(65, 65)] * 2, {}, "counts: has 4225 states. Test blocks of sites of up to 4096."),
         ([torch.eye(2), torch.ones(2, 2)], {"correction": 0.0}, "correction: is 0, and some cell is empty"),
-        ([torch.ones(2, 2), torch.eye(2)], {"level": 5}, "level: is 5. Pass a probability between 0 and 1"),
+        (
+            [torch.ones(2, 2), torch.eye(2)],
+            {"significance": 5},
+            "significance: is 5. Pass a probability between 0 and 1",
+        ),
         ([torch.ones(2, 2), torch.eye(2)], {"margin": -1}, "margin: is -1. Pass a positive gap"),
     ],
 )
 def test_compatibility_bad_counts(counts: list[Tensor], options: dict[str, float], text: str) -> None:
-    with pytest.raises(DataError, match=re.escape(text)):
+    with pytest.raises(FlexgenError if options else DataError, match=re.escape(text)):
         wald_test(counts, **options)
 
 
@@ -272,5 +301,66 @@ def test_compatibility_bad_refits() -> None:
         refits_test(laws, torch.full((1, 2, 2, 2), 0.5))
     with pytest.raises(DataError, match=re.escape("refits: has shape (4, 2, 2), estimates (2, 2, 2)")):
         refits_test(laws, torch.full((4, 2, 2), 0.5))
-    with pytest.raises(DataError, match="estimates: or refits hold a probability of 0"):
+    with pytest.raises(DataError, match="refits: hold a probability of 0"):
         refits_test(laws, torch.zeros(4, 2, 2, 2))
+    with pytest.raises(DataError, match="refits: are all alike"):
+        refits_test(laws, torch.full((4, 2, 2, 2), 0.5))
+    with pytest.raises(DataError, match="refits: hold a probability of nan"):
+        refits_test(laws, torch.full((4, 2, 2, 2), math.nan))
+    with pytest.raises(DataError, match="estimates: hold a probability of inf"):
+        refits_test([laws[0], laws[0] / 0], torch.rand(4, 2, 2, 2, generator=generator(0)))
+    with pytest.raises(DataError, match=re.escape("estimates: have shapes []. Pass N tables of N axes")):
+        refits_test([], torch.full((4, 2, 2, 2), 0.5))
+    with pytest.raises(DataError, match=re.escape("estimates: have shapes [(2, 2), (3, 3)]")):
+        refits_test([laws[0], torch.ones(3, 3)], torch.full((4, 2, 2, 2), 0.5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_compatibility_refits_of_one_joint_model_are_never_apart(dtype: torch.dtype) -> None:
+    """Conditionals of fitted joints differ from refit to refit, their gaps do not: there is no equation to test."""
+    joints = [JointTable.random((3, 3), generator=generator(seed)).conditional_tables().tables for seed in range(20)]
+    refits = torch.stack([torch.stack(list(tables)) for tables in joints]).to(dtype)
+    test = refits_test(list(refits[0]), refits)
+    assert test.degrees_of_freedom == 0
+    assert test.statistic == 0
+    assert test.p_value == 1.0
+    far = refits[0].clone()
+    far[0, 0, 0] *= 1.1
+    assert refits_test(list(far), refits).p_value == 0.0
+
+
+@pytest.mark.parametrize(
+    ("counts", "options", "text"),
+    [
+        (3, {}, "counts: is 3. Pass a list of tables, one a site."),
+        (["a", "b"], {}, "counts[0]: is 'a', which holds no numbers"),
+        ([torch.ones(2, 2), torch.eye(2)], {"correction": 1e-300}, "correction: is 1e-300. Pass 0.5, or 0"),
+        ([torch.ones(2, 2), torch.eye(2)], {"correction": "a"}, "correction: is 'a'. Pass 0.5, or 0"),
+        ([torch.ones(2, 2), torch.eye(2)], {"correction": math.inf}, "correction: is inf. Pass 0.5, or 0"),
+        ([torch.ones(2, 2), torch.eye(2)], {"margin": math.inf}, "margin: is inf. Pass a positive gap"),
+        ([torch.ones(2, 2), torch.eye(2)], {"margin": "a"}, "margin: is 'a'. Pass a positive gap"),
+        ([torch.ones(2, 2), torch.eye(2)], {"significance": "a"}, "significance: is 'a'. Pass a probability"),
+        ([torch.ones(2, 2), torch.eye(2)], {"project": 3}, "project: is 3, which cannot be called"),
+        ([torch.ones(2, 2), torch.eye(2)], {"project": lambda _: None}, "project: is None, which holds no numbers"),
+        (
+            [torch.ones(2, 2), torch.eye(2)],
+            {"project": lambda _: torch.full((2, 2), math.inf)},
+            "project: returned a table that is not positive and finite",
+        ),
+        ([torch.ones(2, 2), torch.eye(2)], {"generator": None}, "generator: is None. Pass a torch.Generator"),
+        ([torch.ones(2, 2), torch.eye(2)], {"generator": "a"}, "generator: is 'a'. Pass a torch.Generator"),
+        ([torch.ones(2, 2), torch.eye(2)], {"num_draws": "a"}, "num_draws: is 'a'. Pass a whole number"),
+    ],
+)
+def test_compatibility_counts_and_options_that_cannot_be_used(counts: Any, options: dict[str, Any], text: str) -> None:
+    """Data raise DataError, options their own kind."""
+    of_data = not options or "project: is None" in text or "project: returned" in text
+    with pytest.raises(FlexgenError, match=re.escape(text)) as error:
+        bootstrap_test(counts, **{"generator": 0, **options})
+    assert type(error.value) is (DataError if of_data else FlexgenError)
+
+
+def test_compatibility_counts_that_cannot_be_weighed_are_told() -> None:
+    counts = [torch.eye(3, dtype=torch.float64) * 1e18, torch.ones(3, 3, dtype=torch.float64)]
+    with pytest.raises(DataError, match="counts: are too unequal for double precision"):
+        wald_test(counts, correction=1e-3)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -14,7 +16,7 @@ from torch import Tensor
 from flexgen.compatibility.excess_risk import excess_pseudo_log_likelihood, pseudo_log_likelihood
 from flexgen.compatibility.impact import statistic_change
 from flexgen.compatibility.total_variation import block_variation
-from flexgen.errors import DataError
+from flexgen.errors import DataError, FlexgenError
 from flexgen.exact import ConditionalTables, JointTable
 from flexgen.rng import stream
 from tests.compatibility.samples import gibbs_draws
@@ -203,6 +205,19 @@ DRAWS = {name: torch.randint(2, (16, 8, 2), generator=stream(0, name)) for name 
 @pytest.mark.parametrize(
     ("blocks", "options", "text"),
     [
+        ([0], {}, "blocks[0]: is 0. Pass lists of sites, such as [[0], [1, 2]]."),
+        (0, {}, "blocks: is 0. Pass lists of sites"),
+        (torch.tensor([0, 1]), {}, "blocks[0]: is 0. Pass lists of sites"),
+        (["01"], {}, "blocks[0]: is '01'. Pass lists of sites"),
+        ([[0.5]], {}, "blocks[0]: is 0.5. Pass a whole number"),
+        ([[True]], {}, "blocks[0]: is True. Pass a whole number"),
+        ([[-1]], {}, "blocks[0]: is -1. Pass at least 0."),
+        ([[0]], {"margin": math.inf}, "margin: is inf. Pass a positive total variation"),
+        ([[0]], {"margin": "a"}, "margin: is 'a'. Pass a positive total variation"),
+        ([[0]], {"confidence": "a"}, "confidence: is 'a'. Pass a probability"),
+        ([[0]], {"generator": "a"}, "generator: is 'a'. Pass a torch.Generator"),
+        ([[0]], {"num_splits": 1}, "num_splits: is 1. Pass at least 2."),
+        ([[0]], {"draws": 5}, "draws: is 5. Pass a dict"),
         ([[2]], {}, "blocks[0]: is [2]. Name sites 0 to 1, each once."),
         ([[0, 0]], {}, "blocks[0]: is [0, 0]"),
         ([], {}, "blocks: holds no block"),
@@ -210,9 +225,93 @@ DRAWS = {name: torch.randint(2, (16, 8, 2), generator=stream(0, name)) for name 
         ([[0]], {"confidence": 95}, "confidence: is 95. Pass a probability"),
     ],
 )
-def test_compatibility_bad_blocks(blocks: list[list[int]], options: dict[str, float], text: str) -> None:
-    with pytest.raises(DataError, match=re.escape(text)):
-        block_variation(DRAWS, blocks, generator=generator(0), **options)
+def test_compatibility_bad_blocks(blocks: Any, options: dict[str, Any], text: str) -> None:
+    with pytest.raises(FlexgenError, match=re.escape(text)) as error:
+        block_variation(**{"draws": DRAWS, "blocks": blocks, "generator": 0, **options})
+    assert type(error.value) is (DataError if "draws" in options else FlexgenError)
+
+
+def test_compatibility_blocks_of_numpy_and_torch_are_taken() -> None:
+    expected = block_variation(DRAWS, [[0], [1]], generator=0)
+    assert block_variation(DRAWS, torch.tensor([[0], [1]]), generator=0) == expected
+    assert block_variation(DRAWS, np.array([[0], [1]]), generator=0) == expected
+
+
+@pytest.mark.parametrize(
+    ("statistic", "options", "text"),
+    [
+        (3, {}, "statistic: is 3, which cannot be called"),
+        (lambda _: None, {}, "statistic: is None, which holds no numbers. Return one number a draw"),
+        (lambda _: None, {"per_draw": False}, "statistic: is None, which holds no numbers. Return one number, or"),
+        (lambda _: "a", {}, "statistic: is 'a', which holds no numbers"),
+        (lambda x: x[:, 0].to(torch.complex64), {}, "statistic: holds torch.complex64"),
+        (lambda x: x[:, 0] * math.nan, {}, "statistic: is not finite at 128 of 128 draws of scan 'a'"),
+        (lambda x: x[:, 0] / 0, {}, "statistic: is not finite at 128 of 128 draws of scan 'a'"),
+        (
+            lambda x: x[:, 0].double().mean() * math.nan,
+            {"per_draw": False},
+            "statistic: is nan for 16 of 16 units of scan 'a'",
+        ),
+        (
+            lambda x: torch.tensor(1.0) if len(x) == 128 else math.inf,
+            {"per_draw": False},
+            "statistic: is inf for 15 of 16 units of scan 'a'",
+        ),
+        (lambda x: x[:, 0], {"margin": [1]}, "margin: is a list. Pass a positive change"),
+        (lambda x: x[:, 0], {"confidence": 95}, "confidence: is 95. Pass a probability"),
+        (lambda x: x[:, 0], {"draws": DRAWS["a"]}, "draws: is a Tensor. Pass a dict"),
+    ],
+)
+def test_compatibility_statistics_that_cannot_be_used(statistic: Any, options: dict[str, Any], text: str) -> None:
+    """NaN, inf and None are told; none of them is "not refuted"."""
+    with pytest.raises(FlexgenError, match=re.escape(text)) as error:
+        statistic_change(**{"draws": DRAWS, "statistic": statistic, **options})
+    of_option = not callable(statistic) or {"margin", "confidence"} & set(options)
+    assert type(error.value) is (FlexgenError if of_option else DataError)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "text"),
+    [
+        ({"network": 3}, FlexgenError, "network: is 3, which has no space and log_prob"),
+        ({"joint": 3}, FlexgenError, "joint: is 3, which has no space and log_prob"),
+        ({"x": 5}, DataError, "x: has shape (). Pass two rows or more"),
+        ({"x": "rows"}, DataError, "x: is 'rows', which holds no numbers"),
+        ({"weights": torch.full((4,), math.nan)}, DataError, "weights: holds nan for row 0"),
+        ({"weights": torch.tensor([1.5, -0.5, 0, 0])}, DataError, "weights: holds -0.5 for row 1"),
+        ({"weights": "a"}, DataError, "weights: is 'a', which holds no numbers"),
+        ({"weights": torch.ones(3) / 3}, DataError, "weights: has shape (3,), for 4 rows"),
+        ({"certificate": math.nan}, FlexgenError, "certificate: is nan. Pass a number of nats"),
+        ({"certificate": "a"}, FlexgenError, "certificate: is 'a'. Pass a number of nats"),
+        ({"confidence": "a"}, FlexgenError, "confidence: is 'a'. Pass a probability"),
+        ({"batch_size": "a"}, FlexgenError, "batch_size: is 'a'. Pass a whole number"),
+    ],
+)
+def test_compatibility_excess_risk_that_cannot_be_measured(options: Any, kind: type[FlexgenError], text: str) -> None:
+    law = JointTable(LAWS["(1, 0)"])
+    with pytest.raises(FlexgenError, match=re.escape(text)) as error:
+        excess_pseudo_log_likelihood(**{"network": DISAGREEING, "joint": law, "x": law.space.states(), **options})
+    assert type(error.value) is kind
+
+
+def test_compatibility_network_that_answers_nan_is_told() -> None:
+    class Broken(JointTable):
+        def log_prob(self, x: Tensor, query: Any) -> Tensor:
+            return super().log_prob(x, query) * torch.tensor([1.0, math.nan, 1.0, 1.0])
+
+    law = JointTable(LAWS["(1, 0)"])
+    with pytest.raises(DataError, match=re.escape("joint: gives row 1 of x nan nats")):
+        excess_pseudo_log_likelihood(DISAGREEING, Broken(law.p), law.space.states())
+
+
+def test_compatibility_pseudo_log_likelihood_that_cannot_be_measured() -> None:
+    law = JointTable(LAWS["(1, 0)"])
+    with pytest.raises(FlexgenError, match=re.escape("conditional: is 3, which has no space and log_prob")):
+        pseudo_log_likelihood(3, law.space.states())
+    with pytest.raises(DataError, match=re.escape("x: has shape (2,). Pass one row or more, [B, N].")):
+        pseudo_log_likelihood(law, law.space.states()[0])
+    with pytest.raises(FlexgenError, match=re.escape("batch_size: is 0. Pass at least 1.")):
+        pseudo_log_likelihood(law, law.space.states(), batch_size=0)
 
 
 def test_compatibility_bad_statistics_and_rows() -> None:

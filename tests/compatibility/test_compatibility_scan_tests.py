@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -14,7 +16,7 @@ from torch import Tensor
 from flexgen.compatibility.scan_classifier import classifier_scan_test
 from flexgen.compatibility.scan_tests import energy_scan_test
 from flexgen.compatibility.units import cut, features
-from flexgen.errors import DataError
+from flexgen.errors import DataError, FlexgenError
 from flexgen.exact import ConditionalTables, JointTable
 from flexgen.rng import stream
 from flexgen.space import Space
@@ -22,7 +24,7 @@ from tests.compatibility.samples import gibbs_draws
 from tests.conditionals import generator
 
 ALARM = 1e-4
-LEVEL = 0.05
+SIGNIFICANCE = 0.05
 
 # Two sites that hold each other fast: a Gibbs chain needs about 20 sweeps to forget.
 STICKY = JointTable(torch.tensor([[0.46, 0.04], [0.04, 0.46]])).conditional_tables()
@@ -66,8 +68,10 @@ def test_compatibility_energy_test_has_its_size_though_scans_mix_at_different_sp
         result = energy_scan_test(draws, generator=generator(r), num_permutations=99, max_draws=128)
         p.append(result.p_value)
         settled.extend(result.settled.values())
-    assert abs(sum(x <= LEVEL for x in p) / len(p) - LEVEL) < tolerance(LEVEL, len(p))
-    assert abs(sum(x <= LEVEL for x in settled) / len(settled) - LEVEL) < tolerance(LEVEL, len(settled))
+    assert abs(sum(x <= SIGNIFICANCE for x in p) / len(p) - SIGNIFICANCE) < tolerance(SIGNIFICANCE, len(p))
+    assert abs(sum(x <= SIGNIFICANCE for x in settled) / len(settled) - SIGNIFICANCE) < tolerance(
+        SIGNIFICANCE, len(settled)
+    )
 
 
 @pytest.mark.statistical
@@ -75,8 +79,8 @@ def test_compatibility_naive_test_that_shuffles_draws_is_rejected() -> None:
     """unit=1 takes every draw for independent: the wrong test. Its size gives it away."""
     rejected, num = 0, 40
     for r, draws in enumerate(replicated(STICKY, num, 16, 8, ((0, 1), "random"))):
-        rejected += energy_scan_test(draws, generator=generator(r), unit=1, num_permutations=99).p_value <= LEVEL
-    assert rejected / num > LEVEL + tolerance(LEVEL, num)
+        rejected += energy_scan_test(draws, generator=generator(r), unit=1, num_permutations=99).p_value <= SIGNIFICANCE
+    assert rejected / num > SIGNIFICANCE + tolerance(SIGNIFICANCE, num)
 
 
 @pytest.mark.statistical
@@ -89,12 +93,12 @@ def test_compatibility_blocks_of_few_long_chains_have_their_size() -> None:
         assert result.unit.startswith("blocks of ")
         assert not result.settled
         p.append(result.p_value)
-    assert sum(x <= LEVEL for x in p) / len(p) < LEVEL + tolerance(LEVEL, len(p))
+    assert sum(x <= SIGNIFICANCE for x in p) / len(p) < SIGNIFICANCE + tolerance(SIGNIFICANCE, len(p))
 
 
 @pytest.mark.statistical
 @pytest.mark.parametrize(
-    ("unit", "replicates"), [("auto", 12), (1, 3), pytest.param("auto", 400, marks=pytest.mark.slow)]
+    ("unit", "replicates"), [("auto", 30), (1, 3), pytest.param("auto", 400, marks=pytest.mark.slow)]
 )
 def test_compatibility_classifier_keeps_chains_whole(unit: str | int, replicates: int) -> None:
     """On whole chains it has its size; the wrong test takes each draw for a unit, knows the chains, and refutes."""
@@ -105,9 +109,9 @@ def test_compatibility_classifier_keeps_chains_whole(unit: str | int, replicates
         p.append(result.p_value)
     if unit == "auto":
         assert stats.kstest(p, "uniform").pvalue > ALARM
-        assert sum(x <= LEVEL for x in p) / replicates < LEVEL + tolerance(LEVEL, replicates)
+        assert sum(x <= SIGNIFICANCE for x in p) / replicates < SIGNIFICANCE + tolerance(SIGNIFICANCE, replicates)
     else:
-        assert all(x <= LEVEL for x in p)  # by chance .05^3
+        assert all(x <= SIGNIFICANCE for x in p)  # by chance .05^3
 
 
 def test_compatibility_laws_of_incompatible_scans_are_told_apart() -> None:
@@ -124,7 +128,7 @@ def test_compatibility_laws_of_incompatible_scans_are_told_apart() -> None:
         ]
         assert result.p_value == pytest.approx(3 / 1000)  # all three, by Bonferroni
         text = str(result)
-        assert text.startswith("one law of all scans: refuted at level 0.05 (p = 0.003, ")
+        assert text.startswith("one law of all scans: refuted at significance 0.05 (p = 0.003, ")
         assert "64 whole chains of each scan" in text
         assert json.loads(json.dumps(result.to_dict()))["verdict"] == "refuted"
 
@@ -243,7 +247,7 @@ def test_compatibility_swapped_axes_are_noticed() -> None:
             "are too few to tell how far apart they must be (4 chains of 40 draws)",
         ),
         ({"a": (16, 4, 2), "b": (16, 4, 2)}, {"unit": "row"}, "unit: is 'row'. Pass 'auto', 'chain', or the number"),
-        ({"a": (16, 4, 2), "b": (16, 4, 2)}, {"level": 0}, "level: is 0. Pass a probability"),
+        ({"a": (16, 4, 2), "b": (16, 4, 2)}, {"significance": 0}, "significance: is 0. Pass a probability"),
         ({"a": (16, 4, 2), "b": (16, 4, 2)}, {"num_permutations": 5}, "num_permutations: is 5. Pass at least 19"),
         (
             {"a": (16, 4, 2), "b": (16, 4, 2)},
@@ -254,13 +258,50 @@ def test_compatibility_swapped_axes_are_noticed() -> None:
 )
 def test_compatibility_bad_draws(draws: dict[str, tuple[int, ...]], options: dict[str, object], text: str) -> None:
     values = {name: torch.randn(shape, generator=stream(0, name), dtype=torch.float64) for name, shape in draws.items()}
-    with pytest.raises(DataError, match=re.escape(text)):
+    option = next(iter(options), None) if text.split(":")[0] in options else None
+    with pytest.raises(FlexgenError, match=re.escape(text)) as error:
         energy_scan_test(values, generator=generator(0), **options)
+    assert type(error.value) is (FlexgenError if option else DataError)
+
+
+@pytest.mark.parametrize("test", [energy_scan_test, classifier_scan_test])
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"draws": torch.zeros(2, 16, 4, 2)}, "draws: is a Tensor. Pass a dict: name of a scan -> its draws"),
+        ({"draws": 5}, "draws: is 5. Pass a dict"),
+        ({"draws": {"a": "x", "b": "y"}}, "draws['a']: is 'x', which holds no numbers"),
+        ({"draws": {"a": None, "b": None}}, "draws['a']: is None, which holds no numbers"),
+        (
+            {"draws": dict.fromkeys("ab", torch.zeros(16, 4, 2, dtype=torch.complex64))},
+            "draws['a']: holds torch.complex64",
+        ),
+        ({"generator": None}, "generator: is None. Pass a torch.Generator, or a whole number as seed."),
+        ({"generator": "a"}, "generator: is 'a'. Pass a torch.Generator"),
+        ({"significance": "a"}, "significance: is 'a'. Pass a probability"),
+        ({"significance": None}, "significance: is None. Pass a probability"),
+        ({"unit": 2.5}, "unit: is 2.5. Pass 'auto', 'chain', or the number"),
+        ({"unit": 0}, "unit: is 0. Pass 'auto', 'chain', or the number"),
+        ({"space": 3}, "space: is 3. Pass a flexgen Space, or None."),
+        ({"max_draws": "a"}, "max_draws: is 'a'. Pass a whole number"),
+    ],
+)
+def test_compatibility_draws_and_options_that_cannot_be_used(test: Any, options: dict[str, Any], text: str) -> None:
+    draws = {"a": ar1(0.0, 16, 4, 0), "b": ar1(0.0, 16, 4, 1)}
+    with pytest.raises(FlexgenError, match=re.escape(text)) as error:
+        test(**{"draws": draws, "generator": 0, **options})
+    assert type(error.value) is (DataError if "draws" in options else FlexgenError)
+
+
+def test_compatibility_seeds_and_numpy_numbers_are_taken() -> None:
+    draws = {"a": ar1(0.5, 16, 8, 0), "b": ar1(0.5, 16, 8, 1)}
+    first = energy_scan_test(draws, generator=np.int64(3), unit=np.int64(4))
+    assert first == energy_scan_test({k: v.numpy() for k, v in draws.items()}, generator=3, unit=4)
 
 
 def test_compatibility_bad_folds_and_numbers() -> None:
     draws = {"a": ar1(0.0, 16, 4, 0), "b": ar1(0.0, 16, 4, 1)}
-    with pytest.raises(DataError, match=re.escape("num_folds: is 9, of 16 units. Pass 8 or fewer.")):
+    with pytest.raises(FlexgenError, match=re.escape("num_folds: is 9, of 16 units. Pass 8 or fewer.")):
         classifier_scan_test(draws, generator=generator(0), num_folds=9)
     draws["b"][0, 0, 0] = math.nan
     with pytest.raises(DataError, match=re.escape("draws['b']: holds a number that is not finite")):

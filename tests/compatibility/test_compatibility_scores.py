@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from flexgen.compatibility.scores import linear_score_asymmetry, score_asymmetry
-from flexgen.errors import DataError
+from flexgen.errors import DataError, FlexgenError
 from flexgen.rng import stream
 from tests.conditionals import generator
 
@@ -117,12 +118,35 @@ def test_compatibility_score_result_reads_and_repeats() -> None:
     assert json.loads(json.dumps(first.to_dict()))["value"] == first.value
 
 
+class Once(torch.autograd.Function):
+    """Twice x, which autograd follows once only."""
+
+    @staticmethod
+    def forward(_: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(_: Any, pulled: Tensor) -> Tensor:
+        return 2 * pulled
+
+
 @pytest.mark.parametrize(
     ("score", "x", "text"),
     [
         (lambda x: x, torch.zeros(3), "x: has shape (3,) and dtype torch.float32. Pass real rows [B, *event]."),
         (lambda x: x[:, :1], torch.zeros(3, 2), "score: maps (3, 2) to (3, 1). A score has the shape of x."),
         (lambda x: x.detach(), torch.zeros(3, 2), "score: does not depend on x as far as autograd sees"),
+        (lambda _: None, torch.zeros(3, 2), "score: returned None. A score maps a tensor to one of its shape."),
+        (lambda x: x, [[0, 1]], "x: has shape (1, 2) and dtype torch.int64. Pass real rows"),
+        (lambda x: x, "rows", "x: is 'rows', which holds no numbers"),
+        (lambda x: x, torch.full((3, 2), torch.nan), "x: holds a number that is not finite"),
+        (
+            lambda x: nn.Linear(2, 2)(torch.ones_like(x)),
+            torch.zeros(3, 2),
+            "score: does not depend on x as far as autograd sees",
+        ),
+        (Once.apply, torch.zeros(3, 2), "score: cannot be differentiated twice ("),
         (lambda x: x * 0.0, torch.zeros(3, 2), "score: has a Jacobian that is not finite, or zero everywhere"),
     ],
 )
@@ -134,3 +158,22 @@ def test_compatibility_bad_scores(score: object, x: Tensor, text: str) -> None:
 def test_compatibility_bad_matrix() -> None:
     with pytest.raises(DataError, match=re.escape("matrix: has shape (2, 3). Pass a square matrix that is not zero.")):
         linear_score_asymmetry(torch.ones(2, 3))
+    with pytest.raises(DataError, match=re.escape("matrix: is 'a', which holds no numbers")):
+        linear_score_asymmetry("a")
+    with pytest.raises(DataError, match="matrix: holds a number that is not finite"):
+        linear_score_asymmetry(torch.full((2, 2), torch.nan))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"score": 3}, "score: is 3, which cannot be called"),
+        ({"generator": None}, "generator: is None. Pass a torch.Generator"),
+        ({"generator": "a"}, "generator: is 'a'. Pass a torch.Generator"),
+        ({"num_probes": 1}, "num_probes: is 1. Pass at least 2."),
+    ],
+)
+def test_compatibility_options_of_scores_that_cannot_be_used(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(FlexgenError, match=re.escape(text)) as error:
+        score_asymmetry(**{"score": lambda x: x @ A.T, "x": ROWS, "generator": 0, **options})
+    assert type(error.value) is FlexgenError
