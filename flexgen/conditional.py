@@ -13,13 +13,18 @@ Shared contract, tested for every conditional of the package:
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+import functools
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from flexgen import rng
-from flexgen.errors import UnsupportedQueryError
+from flexgen.checks import kind_of
+from flexgen.errors import FlexgenError, SpaceError, UnsupportedQueryError
 from flexgen.query import Query
 from flexgen.rng import Randomness
 from flexgen.space import Space
@@ -32,6 +37,7 @@ __all__ = [
     "HasMarginals",
     "MarginalConditional",
     "Marginals",
+    "check_marginals",
 ]
 
 
@@ -91,10 +97,16 @@ class CategoricalMarginals:
     """Marginals of categorical sites.
 
     Args:
-        log_probs: ``[B, N, K]``, normalised over K; -inf beyond a site's own number of categories.
+        log_probs: ``[B, N, K]``, normalised over K (as ``log_softmax`` does, which is not checked); -inf beyond a
+            site's own number of categories.
     """
 
     def __init__(self, log_probs: Tensor) -> None:
+        if not isinstance(log_probs, Tensor) or log_probs.ndim != 3:
+            wrong = (
+                f"has shape {tuple(log_probs.shape)}" if isinstance(log_probs, Tensor) else f"is {kind_of(log_probs)}"
+            )
+            raise FlexgenError("log_probs", wrong, "Pass [B, N, K]: an entry for each row, site and category.")
         self.log_probs = log_probs
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -113,19 +125,72 @@ class CategoricalMarginals:
         return self.log_probs.argmax(-1)
 
 
+def check_marginals(marginals: Any, x: Tensor, owner: object) -> None:
+    """Raises unless `owner` answered a question about `x` with marginals of its rows and sites; costs half a µs.
+
+    Raises:
+        FlexgenError: names the owner's class, what it returned and what to return.
+    """
+    if isinstance(marginals, CategoricalMarginals):
+        found = marginals.log_probs.shape
+        if found[:2] == x.shape[:2]:
+            return
+        wrong = f"have shape {tuple(found)}, but x has {tuple(x.shape)}"
+        fix = f"Return log-probabilities [B, N, K] = [{x.shape[0]}, {x.shape[1]}, K]."
+    elif not isinstance(marginals, Tensor | Distribution) and (
+        hasattr(marginals, "sample") or hasattr(marginals, "log_prob")
+    ):
+        return
+    else:
+        wrong = f"are {kind_of(marginals)}"
+        if isinstance(marginals, Tensor):
+            wrong += f" of shape {tuple(marginals.shape)}"
+        if isinstance(marginals, Distribution):
+            wrong += ", a distribution of torch, which draws from the global generator"
+        fix = (
+            "Return CategoricalMarginals(log_probs) of log-probabilities [B, N, K], for real sites "
+            "flexgen.exact.GaussianMixtureMarginals, or an object with log_prob, sample, mean and mode."
+        )
+    raise FlexgenError("marginals", f"of {type(owner).__name__} {wrong}", fix)
+
+
+class _MissingSpace:
+    """Stands where a subclass gives its space; other than a property it lets ``self.space = ...`` do so, too."""
+
+    def __get__(self, instance: object, owner: type) -> NoReturn:
+        raise SpaceError(
+            "space",
+            f"is missing in {owner.__name__}",
+            "Set a class attribute or self.space, for example Space.categorical([3, 3]), or define a property.",
+        )
+
+
 class MarginalConditional:
     """The joint answers that follow from one-site marginals by the chain rule; base of the masked networks.
 
     A subclass gives `space` and `marginals`; `sample` and `log_prob` walk ``query.chain()``, one evaluation a target.
-    The order of the chain matters as far as the marginals are incompatible: see ``samplers.any_order``.
+    The order of the chain matters as far as the marginals are incompatible: see ``samplers.any_order``. Whoever asks
+    a subclass's `marginals`, its answer passes `check_marginals`.
     """
 
-    @property
-    def space(self) -> Space:
-        raise NotImplementedError
+    if TYPE_CHECKING:
 
-    def marginals(self, x: Tensor, query: Query) -> Marginals:
-        raise NotImplementedError
+        @property
+        def space(self) -> Space: ...
+
+    else:
+        space = _MissingSpace()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        own = vars(cls).get("marginals")
+        if inspect.isfunction(own):
+            cls.marginals = _checked(own)  # type: ignore[method-assign]
+
+    def marginals(self, x: Tensor, query: Query) -> Marginals:  # noqa: ARG002
+        name = type(self).__name__
+        fix = "Define marginals(self, x, query), which returns CategoricalMarginals or the like."
+        raise FlexgenError("marginals", f"are missing in {name}", fix)
 
     def log_prob(self, x: Tensor, query: Query, *, order: Tensor | None = None, factorized: bool = False) -> Tensor:
         """log p(x_P | x_C) in nats, ``[B]``.
@@ -159,3 +224,13 @@ class MarginalConditional:
             draw = self.marginals(x, step).sample(generator=generator)
             x = torch.where(step.target, draw.to(x.dtype), x)
         return x.clone() if not query.target.any() else x
+
+
+def _checked(answer: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(answer)
+    def marginals(self: MarginalConditional, x: Tensor, *rest: Any, **named: Any) -> Any:
+        found = answer(self, x, *rest, **named)
+        check_marginals(found, x, self)
+        return found
+
+    return marginals
