@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from flexgen import rng
 from flexgen.errors import CheckpointError, ConfigError, DataError, FlexgenError
+from flexgen.training.arguments import check_contents, check_kinds, training_data
 from flexgen.training.batches import Batch, EpochOrder, TrainingData, to_device
 from flexgen.training.checkpoint import latest_checkpoint, read_checkpoint, write_checkpoint
 from flexgen.training.guards import Interruption, preserved_random_state, seed_dropout
@@ -36,10 +37,10 @@ _SECONDS_BETWEEN_READS = 1.0
 def train(
     network: nn.Module,
     objective: Objective,
-    data: TrainingData,
+    data: TrainingData | Batch,
     settings: TrainingSettings | None = None,
     *,
-    held_out: TrainingData | None = None,
+    held_out: TrainingData | Batch | None = None,
     directory: str | Path | None = None,
     resume: bool = False,
     progress: bool | None = None,
@@ -64,7 +65,7 @@ def train(
         network: any module; the objective decides how it is called.
         objective: ``(network, batch, generator) -> loss [B]``, e.g. `MaskedLikelihood`; one that moves while training
             goes on (`MovingObjective`) is asked anew at every step, for the share of `num_steps` that is done.
-        data: rows to train on, e.g. `TensorData`.
+        data: rows to train on, e.g. `TensorData`, which a tensor or a mapping of tensors becomes.
         settings: see `TrainingSettings`.
         held_out: rows to validate on; every validation draws the same queries for them.
         directory: where checkpoints go; None writes none.
@@ -74,10 +75,15 @@ def train(
         accelerator: an ``accelerate.Accelerator``; by default one that follows the launcher (torchrun).
 
     Raises:
+        SpaceError: data outside the network's space (`MaskedLikelihood`), before the first step.
         FlexgenError: the loss or the gradient is not finite; checkpoints written before are intact.
         CheckpointError: the directory holds another run's checkpoints, or damaged ones.
     """
-    run = _Run(network, objective, data, settings or TrainingSettings(), held_out, directory, accelerator)
+    settings = TrainingSettings() if settings is None else settings
+    check_kinds(network, objective, settings)
+    data = training_data("data", data)
+    held_out = None if held_out is None else training_data("held_out", held_out)
+    run = _Run(network, objective, data, settings, held_out, directory, accelerator)
     run.prepare(resume)
     with preserved_random_state(run.device), Interruption().watched() as interruption:
         stopped = run.advance(interruption, progress, on_record)
@@ -148,6 +154,10 @@ class _Run:
     def prepare(self, resume: bool) -> None:
         """Everything before the first step, including the state of the run that is resumed."""
         network, settings = self.network, self.settings
+        check_contents(self.objective, network, "data", self.data, self.order.rows(0)[self.share])
+        if self.held_out is not None:
+            first = torch.arange(min(len(self.held_out), settings.batch_size))
+            check_contents(self.objective, network, "held_out", self.held_out, first)
         network.train()
         self.step = _Step(network, self.objective)
         self.forward = self.accelerator.prepare_model(self.step)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from flexgen import rng
-from flexgen.conditional import HasMarginals
+from flexgen.checks import kind_of
+from flexgen.conditional import HasMarginals, check_marginals
 from flexgen.errors import DataError, UnsupportedQueryError
 from flexgen.laws import MaskDraw, MaskLaw
 from flexgen.query import Query
@@ -61,7 +62,9 @@ def masked_likelihood(
     if draw.kept is not None or draw.replaced is not None:
         shown, visible = draw.shown(x, x if random_values is None else random_values)
         asked = Query(query.target & ~visible, visible)
-    log_probs = network.marginals(shown, asked).log_prob(x)  # [B, N]
+    marginals = network.marginals(shown, asked)
+    check_marginals(marginals, x, network)
+    log_probs = marginals.log_prob(x)  # [B, N]
     return draw.weight * torch.where(query.target, -log_probs, 0.0).sum(-1)
 
 
@@ -72,7 +75,8 @@ class MaskedLikelihood:
         law: draws the queries and their weights; the laws of ``samplers.laws`` all serve.
 
     A batch is x itself, in which NaN marks what is missing, or a mapping with ``"x"`` and, bool ``[B, N]``,
-    ``"present"``. A law that replaces values draws them uniformly from each site's categories.
+    ``"present"``. A law that replaces values draws them uniformly from each site's categories. Where the network has a
+    `space`, `train` lets `check` look at the data before the first step: all of them in memory, else a batch.
     """
 
     def __init__(self, law: MaskLaw) -> None:
@@ -83,6 +87,23 @@ class MaskedLikelihood:
         draw = self.law.draw(present, generator=generator, x=x)
         values = None if draw.replaced is None else _random_categories(network.space, x, generator)  # type: ignore[arg-type]
         return masked_likelihood(network, x, draw, random_values=values)  # type: ignore[arg-type]
+
+    def check(self, network: nn.Module, batch: Batch, *, argument: str = "data") -> None:
+        """Raises unless the network has marginals, and what the batch holds belongs to its space, if it has one.
+
+        Raises:
+            SpaceError: a value outside the space, such as a category that does not exist, or a row of another length.
+        """
+        if not hasattr(network, "marginals"):
+            raise UnsupportedQueryError(
+                "network",
+                f"is {kind_of(network)}, which has no marginals",
+                "Give it marginals(x, query); flexgen.conditional.MarginalConditional is the base for that.",
+            )
+        x, present = _unpack(batch)
+        space = getattr(network, "space", None)
+        if isinstance(space, Space):
+            space.validate(x, where=present, argument=argument)
 
     def __repr__(self) -> str:
         return f"MaskedLikelihood({self.law!r})"
