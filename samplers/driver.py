@@ -8,14 +8,15 @@ number of rows: some matrix libraries round a batch of one differently).
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flexgen import rng
-from flexgen.checks import randomness
+from flexgen.checks import randomness, renamed
 from flexgen.conditional import CanSample, Conditional
 from flexgen.errors import FlexgenError, UnsupportedQueryError
 from flexgen.query import Query
@@ -64,10 +65,16 @@ class ChainSampler(ABC):
             raise FlexgenError("scan", f"is {scan!r}", "Pass a scan of samplers.scans, such as scans.random().")
         self.conditional = conditional
         self.scan = scan
+        self._check_scan(torch.zeros(self.space.num_sites, dtype=torch.bool))  # which sites are free is not known yet
 
     @property
     def space(self) -> Space:
         return self.conditional.space
+
+    def _check_scan(self, free: Tensor) -> None:
+        """Raises unless the scan visits these sites, bool ``[N]`` or ``[B, N]``, and none that does not exist."""
+        with renamed(order="scan", blocks="scan", graph="scan"):
+            self.scan.check(free)
 
     @abstractmethod
     def _sweep(self, x: Tensor, sweep: Sweep, streams: Streams, watch: ReducibilityWatch | None) -> Tensor:
@@ -102,7 +109,8 @@ class ChainSampler(ABC):
 
         Args:
             draws: draws to keep of every chain (S).
-            chains: how many chains (B); default: the rows of `x`.
+            chains: how many chains (B); default: the rows of `x`. Without `x` they are on the device of the
+                conditional's weights, or else of the generator.
             warmup: sweeps before the first draw, not kept.
             thin: sweeps per draw.
             x: ``[B, N, *site]`` or ``[N, *site]`` for all chains: where to start, and the values of
@@ -136,6 +144,7 @@ class ChainSampler(ABC):
         replicas, num_chains = self.num_replicas, len(state.chain_ids)
         batches = [slice(r.start, r.stop) for r in _batches(num_chains * replicas, chain_batch, replicas)]
         free = ~state.clamped
+        self._check_scan(free)
         sweeps = [self.scan.over(free if free.ndim == 1 else free[rows]) for rows in batches]
         streams = [Streams(state.seed, self._row_names(state.chain_ids)[rows]) for rows in batches]
         watches = [
@@ -200,10 +209,11 @@ class ChainSampler(ABC):
         if x is not None and x.ndim == 1 + len(space.site_shape):
             x = x[None].expand(chains or 1, *x.shape)
         num_chains = agree_on_chains(chains, x, chain_ids, clamped)
-        device = x.device if x is not None else _device(generator)
+        device = x.device if x is not None else chain_device(self.conditional, generator)
         if clamped is None:
             clamped = torch.zeros(space.num_sites, dtype=torch.bool, device=device)
         check_clamped(clamped, num_chains, space.num_sites)
+        self._check_scan(~clamped)  # before the conditional is asked for a start
         if x is None:
             if bool(clamped.any()):
                 raise FlexgenError("x", "is not given, but sites are clamped", "Pass the clamped values in x.")
@@ -274,5 +284,10 @@ def _batches(num_rows: int, chain_batch: int | None, replicas: int) -> list[rang
     return [range(start, min(start + size, num_rows)) for start in range(0, num_rows, max(size, 1))]
 
 
-def _device(generator: Randomness | int | None) -> torch.device:
+def chain_device(conditional: Conditional, generator: Randomness | int | None) -> torch.device:
+    """Where chains start that no `x` places: beside the conditional's weights, or else where the generator is."""
+    if isinstance(conditional, nn.Module):
+        weight = next(itertools.chain(conditional.parameters(), conditional.buffers()), None)
+        if weight is not None:
+            return weight.device
     return generator.device if isinstance(generator, torch.Generator | Streams) else torch.device("cpu")

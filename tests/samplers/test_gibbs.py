@@ -18,7 +18,7 @@ from flexgen.exact import ConditionalTables, Gaussian, JointTable, kernels
 from flexgen.query import Query
 from flexgen.rng import Randomness
 from flexgen.space import Space
-from samplers import GibbsSampler, ReducibleWarning, observers, scans
+from samplers import GibbsSampler, ReducibleWarning, driver, observers, scans
 from samplers.scans import Scan
 from tests.samplers.tabulated import FALSE_ALARM, GaussianSites, TabulatedMarginals, markov_chain_joint, p_value
 
@@ -387,6 +387,58 @@ def test_global_randomness_is_untouched() -> None:
 def test_errors_name_argument_and_fix(options: dict[str, object], text: str) -> None:
     with pytest.raises(FlexgenError, match=text):
         GibbsSampler(TabulatedMarginals(3), scan=scans.systematic()).run(**options)  # type: ignore[arg-type]
+
+
+class Silent(TabulatedMarginals):
+    """May not be asked anything."""
+
+    def marginals(self, x: Tensor, query: Query) -> CategoricalMarginals:  # noqa: ARG002
+        raise AssertionError("was asked")
+
+
+@pytest.mark.parametrize(
+    ("scan", "text"),
+    [
+        (scans.systematic([40]), r"scan: holds site 40\. Sites are numbered 0 to 2"),
+        (scans.systematic([0, 1, 1, 2]), r"scan: visits a site twice: \(0, 1, 1, 2\)"),
+        (scans.blocked([[0, 1], [2, 3]]), r"scan: holds site 3\. Sites are numbered 0 to 2"),
+        (scans.coloured([[1], [0], [], []]), r"scan: holds site 3\. Sites are numbered 0 to 2"),
+    ],
+    ids=str,
+)
+def test_a_scan_of_sites_that_do_not_exist_is_refused_when_the_sampler_is_made(scan: Scan, text: str) -> None:
+    with pytest.raises(FlexgenError, match=text):
+        GibbsSampler(Silent(3), scan=scan)
+
+
+def test_a_scan_that_leaves_out_free_sites_is_refused_before_the_conditional_is_asked() -> None:
+    sampler = GibbsSampler(Silent(3), scan=scans.systematic([0, 1]))
+    with pytest.raises(FlexgenError, match=r"scan: never visits the free site\(s\) \[2\]\. Visit them, or clamp them"):
+        sampler.run(chains=2, draws=1, generator=0)
+    clamped, x = torch.tensor([False, False, True]), torch.zeros(2, 3, dtype=torch.int64)
+    state = GibbsSampler(TabulatedMarginals(3), scan=sampler.scan).run(x=x, clamped=clamped, draws=1).state
+    assert state.num_sweeps == 1
+    open_ended = GibbsSampler(TabulatedMarginals(3), scan=scans.random()).run(chains=2, draws=0).state
+    with pytest.raises(FlexgenError, match=r"scan: never visits the free site"):
+        sampler.run(state=open_ended, draws=1)
+
+
+def test_chains_start_where_the_weights_are() -> None:
+    """Without x a module's chains start on its device; on that of a generator for whatever has no weights."""
+
+    class Elsewhere(torch.nn.Module, TabulatedMarginals):
+        def __init__(self) -> None:
+            torch.nn.Module.__init__(self)
+            TabulatedMarginals.__init__(self, 3)
+            self.weight = torch.nn.Parameter(torch.zeros(1, device="meta"))
+
+    def start(conditional: object, generator: object = None) -> torch.device:
+        return driver.chain_device(conditional, generator)  # type: ignore[arg-type]
+
+    assert start(Elsewhere()) == torch.device("meta")
+    assert start(Elsewhere(), torch.Generator()) == torch.device("meta")
+    assert start(TabulatedMarginals(3), torch.Generator()) == torch.device("cpu")
+    assert start(TabulatedMarginals(3), 0) == torch.device("cpu")
 
 
 def test_real_sites_need_a_start() -> None:
