@@ -5,25 +5,31 @@ from __future__ import annotations
 import datetime
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from flexgen import rng
+from flexgen.checks import kind_of
 from flexgen.compatibility.network_rectangles import all_pairs
 from flexgen.compatibility.values import Values
 from flexgen.errors import FlexgenError
 from flexgen.space import Space
 
-__all__ = ["DEFAULT_FORWARDS", "Plan", "budget_of", "make_plan"]
+__all__ = ["DEFAULT_FORWARDS", "SHARES", "Plan", "budget_of", "make_plan"]
 
 DEFAULT_FORWARDS = 20_000
 
-_SHARES = {"rectangles": 0.45, "circulation": 0.2, "orders": 0.2, "blocks": 0.1, "derivatives": 0.05}
+SHARES = {"rectangles": 0.45, "circulations": 0.2, "order gaps": 0.2, "mixed derivatives": 0.05, "exact blocks": 0.1}
 _ENOUGH_ROWS, _MOST_ROWS = 32, 1024  # clusters of an interval
+_MOST_CIRCULATION_ROWS = 256
 _MOST_TARGETS = 16  # of an order gap
-_MOST_STATES = 27  # of an exact block
+_MOST_STATES = 64  # of an exact block
+_PROBED_ROWS = 16  # that `derivative_gaps` evaluates twice
 _UNITS = {"s": 1.0, "sec": 1.0, "second": 1.0, "min": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0}
 
 
@@ -40,6 +46,8 @@ class Plan:
         block_rows, blocks: int64 ``[B]``, ``[B, k]``.
         derivative_rows, real_sites: int64 ``[R*]``, ``[S*]``.
         num_pairs: how many pairs there are in all.
+        omitted: diagnostics that there is something to ask about, but not within the budget.
+        least: forward passes without which none can be made.
     """
 
     rectangle_rows: Tensor
@@ -53,9 +61,11 @@ class Plan:
     derivative_rows: Tensor
     real_sites: Tensor
     num_pairs: int
+    omitted: tuple[str, ...]
+    least: int
 
 
-def budget_of(budget: int | str | datetime.timedelta) -> tuple[int | None, float | None]:
+def budget_of(budget: Any) -> tuple[int | None, float | None]:
     """(forwards, seconds), one of them None.
 
     >>> budget_of(5000), budget_of("30 s"), budget_of("2 min")
@@ -76,103 +86,159 @@ def budget_of(budget: int | str | datetime.timedelta) -> tuple[int | None, float
         if number <= 0:
             raise FlexgenError("budget", f"is {budget!r}", fix)
         return (None, number * _UNITS[unit]) if unit in _UNITS else (max(int(number), 1), None)
-    if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
-        raise FlexgenError("budget", f"is {budget!r}", fix)
-    return budget, None
+    if isinstance(budget, bool) or not isinstance(budget, int | np.integer) or budget < 1:
+        raise FlexgenError("budget", f"is {kind_of(budget)}", fix)
+    return int(budget), None
 
 
 def make_plan(
-    space: Space, present: Tensor, sites: Tensor, *, forwards: int, values: Values, per_value: bool, seed: int
+    space: Space,
+    num_categories: Sequence[int],
+    present: Tensor,
+    sites: Tensor,
+    *,
+    forwards: int,
+    values: Values,
+    per_value: bool,
+    seed: int,
 ) -> Plan:
-    """Divides `forwards` among the diagnostics.
+    """Divides `forwards` among the diagnostics; what they take is known beforehand, and never more.
 
     Args:
         space: of the model.
+        num_categories: K of every site, codes for absent sites left out.
         present: bool ``[num_data, N]``.
         sites: int64, those that are examined, at least two.
-        forwards: rows that may pass the network; the least that makes sense is spent if they are fewer.
+        forwards: rows that may pass the network.
         values: how values of sites are chosen.
         per_value: every value is a forward pass of its own (no marginals).
         seed: of all choices.
     """
-    widths = values.widths(space.num_categories).double()
+    widths = values.widths(num_categories).double()
+    readings = widths if per_value else torch.ones_like(widths)
     pairs = sites[all_pairs(len(sites))]
     source = rng.stream(seed, "plan")
     order = torch.randperm(len(present), generator=source)
-    shuffled = pairs[torch.randperm(len(pairs), generator=source)]
-    share = {name: part * forwards for name, part in _SHARES.items()}
-    readings = widths if per_value else torch.ones_like(widths)
-
-    # Rectangles: all pairs if 32 rows of them can be had, otherwise random pairs in 32 rows.
-    cost = (widths[pairs] - 1).sum(1) * readings[pairs].mean(1)  # [pairs], the shared rows aside
-    base = float(readings[sites].sum())
-    wanted_rows = min(_ENOUGH_ROWS, len(present))
-    num_pairs = len(pairs)
-    if wanted_rows * (base + float(cost.sum())) > share["rectangles"]:
-        # A random pair brings two sites until all are there: count them as new.
-        each = float(cost.mean()) + 2.0 * float(readings[sites].mean())
-        num_pairs = max(1, min(len(pairs), int(share["rectangles"] / wanted_rows / each)))
-    chosen = pairs if num_pairs == len(pairs) else shuffled[:num_pairs]
-    a_row = min(base, 2.0 * num_pairs * float(readings[sites].mean())) + num_pairs * float(cost.mean())
-    num_rows = _within(share["rectangles"] / a_row, 2, min(_MOST_ROWS, len(present)))
-
-    # Circulation: pairs of their own in every row.
-    mean_cost = float((1.0 + widths[pairs].sum(1)).mean() * readings[sites].mean())
-    cells = max(2, int(share["circulation"] / mean_cost))
-    rows_c = _within(cells, 2, min(256, len(present)))
-    pairs_a_row = max(1, cells // rows_c)
-    of_row = pairs[torch.randint(len(pairs), (rows_c, pairs_a_row), generator=source)]  # [R', P', 2]
-
-    # Order gaps: two orders of at most 16 targets a row.
-    targets = min(_MOST_TARGETS, len(sites))
-    rows_o = _within(share["orders"] / (2 * targets), 2, min(_MOST_ROWS, len(present)))
-    ranks = torch.rand(rows_o, len(sites), generator=source).argsort(-1)
-    target = torch.zeros(rows_o, present.shape[1], dtype=torch.bool)
-    target[:, sites] = ranks < targets
-
+    order = order[present[order][:, sites].sum(-1) >= 2]  # in fewer there is nothing to compare
     real = sites[torch.tensor([space.sites[s].kind == "real" for s in sites.tolist()])]
-    block_rows, blocks = _blocks(space, present, sites, order, share["blocks"], values, source)
+    few = [s for s in sites.tolist() if 0 < num_categories[s] <= values.max_categories]
+    possible = {"mixed derivatives": len(real) > 1, "exact blocks": len(few) > 1}
+    parts = {name: part for name, part in SHARES.items() if possible.get(name, True)}
+    share = {name: part * forwards / sum(parts.values()) for name, part in parts.items()}
+
+    each = _rectangle_costs(pairs, widths, readings)
+    cheapest = float((each + readings[pairs].sum(1)).min())
+    chosen, num_rows = _rectangles(pairs, each, readings, share["rectangles"], len(order), source)
+    of_row = _circulations(pairs, widths, readings, share["circulations"], len(order), source)
+    target = _targets(sites, present.shape[1], share["order gaps"], len(order), source)
+    block_rows, blocks = _blocks(few, num_categories, present, order, share.get("exact blocks", 0.0), readings, source)
+    real, num_derivative_rows = _derivatives(real, share.get("mixed derivatives", 0.0), len(order), source)
+    planned = {
+        "rectangles": num_rows,
+        "circulations": len(of_row),
+        "order gaps": len(target),
+        "mixed derivatives": num_derivative_rows,
+        "exact blocks": len(blocks),
+    }
     return Plan(
         order[:num_rows],
         chosen,
-        order[:rows_c],
+        order[: len(of_row)],
         of_row,
-        order[:rows_o],
+        order[: len(target)],
         target,
         block_rows,
         blocks,
-        order[: _within(share["derivatives"] / max(len(real), 1), 2, len(present))] if len(real) > 1 else order[:0],
+        order[:num_derivative_rows],
         real,
         len(pairs),
+        tuple(name for name in share if not planned[name]) if len(order) else (),
+        math.ceil(cheapest * forwards / share["rectangles"]),
     )
 
 
+def _rectangle_costs(pairs: Tensor, widths: Tensor, readings: Tensor) -> Tensor:
+    """Rows a pair takes in a context, those of the data's own values aside, ``[P]``."""
+    return (widths[pairs].flip(1) - 1).mul(readings[pairs]).sum(1)
+
+
+def _rectangles(
+    pairs: Tensor, each: Tensor, readings: Tensor, share: float, most_rows: int, source: torch.Generator
+) -> tuple[Tensor, int]:
+    """All pairs if 32 rows of them can be had, otherwise random pairs in 32 rows, or fewer rows of one."""
+    shuffle = torch.randperm(len(pairs), generator=source)
+    if float(each.min()) + 2 > share or not most_rows:
+        return pairs[:0], 0
+    flat = pairs[shuffle].flatten()  # the first pair of a site brings the rows at its own values
+    unseen, found = torch.unique(flat, return_inverse=True)
+    first = torch.full((len(unseen),), len(flat)).scatter_reduce(0, found, torch.arange(len(flat)), "amin")
+    own = torch.zeros(len(flat), dtype=torch.float64).index_put((first,), readings[unseen]).view(-1, 2).sum(1)
+    total = (each[shuffle] + own).cumsum(0)  # of so many pairs in one context
+    number = int((min(_ENOUGH_ROWS, most_rows) * total <= share).sum())
+    if number == 0:
+        alone = each + readings[pairs].sum(1)
+        best = int(alone.argmin())
+        return pairs[best : best + 1], min(most_rows, int(share / float(alone[best])))
+    num_rows = min(_MOST_ROWS, most_rows, int(share / float(total[number - 1])))
+    return (pairs if number == len(pairs) else pairs[shuffle[:number]]), num_rows
+
+
+def _circulations(
+    pairs: Tensor, widths: Tensor, readings: Tensor, share: float, most_rows: int, source: torch.Generator
+) -> Tensor:
+    """Pairs of their own in every row, ``[R', P', 2]``."""
+    head = torch.where((readings[pairs] > 1).any(1), readings[pairs].sum(1), 1.0)
+    each = head + widths[pairs].mul(readings[pairs].flip(1)).sum(1)
+    cells = int(share / float(each.mean()))
+    num_rows = min(_MOST_CIRCULATION_ROWS, most_rows, cells)
+    if num_rows < 1:
+        return pairs[:0][None, :0]
+    chosen = torch.randint(len(pairs), (num_rows, cells // num_rows), generator=source)
+    return pairs[chosen[each[chosen].sum(1).cumsum(0) <= share]]
+
+
+def _targets(sites: Tensor, num_sites: int, share: float, most_rows: int, source: torch.Generator) -> Tensor:
+    """Targets of order gaps, at most 16 a row, bool ``[R'', N]``; two orders of each."""
+    number = min(_MOST_TARGETS, len(sites), int(share / 2))
+    num_rows = min(_MOST_ROWS, most_rows, int(share / (2 * max(number, 1)))) if number > 1 else 0
+    target = torch.zeros(num_rows, num_sites, dtype=torch.bool)
+    target[:, sites] = torch.rand(num_rows, len(sites), generator=source).argsort(-1) < number
+    return target
+
+
+def _derivatives(real: Tensor, share: float, most_rows: int, source: torch.Generator) -> tuple[Tensor, int]:
+    """Real sites, all of them if they can be had, and in how many rows; the first 16 are evaluated twice."""
+    number = min(len(real), int(share / 4))  # two rows, twice
+    if number < 2 or not most_rows:
+        return real[:0], 0
+    real = real[torch.randperm(len(real), generator=source)[:number].sort().values]
+    contexts = int(share / number)
+    return real, min(most_rows, max(contexts // 2, contexts - _PROBED_ROWS) if contexts > 1 else 0)
+
+
 def _blocks(
-    space: Space, present: Tensor, sites: Tensor, order: Tensor, share: float, values: Values, source: torch.Generator
+    few: list[int],
+    num_categories: Sequence[int],
+    present: Tensor,
+    order: Tensor,
+    share: float,
+    readings: Tensor,
+    source: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Random blocks of three (or two) categorical sites with few states, each in the context of a data row."""
-    few = torch.tensor([0 < space.num_categories[s] <= values.max_categories for s in sites.tolist()], dtype=torch.bool)
-    usable = sites[few]
-    size = min(3, len(usable))
-    nothing = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 0, dtype=torch.int64)
-    if size < 2:
-        return nothing
-    counts = torch.tensor(space.num_categories, dtype=torch.float64)
-    candidates = usable[torch.rand(256, len(usable), generator=source).argsort(-1)[:, :size]].sort(-1).values
-    states = counts[candidates].prod(-1)
-    if bool((states > _MOST_STATES).all()):
-        size, candidates = 2, candidates[:, :2]
-        states = counts[candidates].prod(-1)
-    candidates, states = candidates[states <= 64], states[states <= 64]
-    if len(candidates) == 0:
-        return nothing
-    cost = (states[:, None] / counts[candidates]).sum(-1)  # rows a block
-    affordable = int((cost.cumsum(0) <= share).sum())
-    number = min(max(affordable, 2), len(candidates), len(present))
-    rows = order[torch.arange(number) % len(order)]
-    complete = present[rows][:, sites].any(1)
-    return rows[complete], candidates[:number][complete]
-
-
-def _within(value: float, low: int, high: int) -> int:
-    return max(min(low, high), min(high, math.floor(value)))
+    """Random blocks of three (or two) categorical sites with few states, each in the context of a row that has them."""
+    counts = torch.tensor(num_categories, dtype=torch.float64)
+    usable = torch.tensor(few, dtype=torch.int64)
+    for size in (3, 2):
+        if size > len(few) or not len(order):
+            continue
+        candidates = usable[torch.rand(256, len(few), generator=source).argsort(-1)[:, :size]].sort(-1).values
+        candidates = candidates[counts[candidates].prod(-1) <= _MOST_STATES]
+        rows = order[torch.arange(len(candidates)) % len(order)]
+        whole = present[rows].gather(1, candidates).all(1)
+        rows, candidates = rows[whole], candidates[whole]
+        states = counts[candidates].prod(-1, keepdim=True)
+        cost = (states / counts[candidates] * readings[candidates]).sum(-1)  # rows a block
+        number = min(int((cost.cumsum(0) <= share).sum()), len(order))
+        if number:
+            return rows[:number], candidates[:number]
+    return order[:0], torch.zeros(0, 0, dtype=torch.int64)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from flexgen.compatibility.effects import Cost, Effect
+from flexgen.compatibility.network_arguments import checked_observed, checked_rows, checked_sites, numbers
 from flexgen.compatibility.network_rectangles import all_pairs
 from flexgen.compatibility.rounding import moved, unit_roundoff
 from flexgen.compatibility.sites import SiteAnswers
@@ -22,7 +23,7 @@ from flexgen.conditional import Conditional, HasMarginals
 from flexgen.errors import UnsupportedQueryError
 from flexgen.query import Query
 
-__all__ = ["derivative_gaps", "mixed_derivatives"]
+__all__ = ["derivative_gaps", "mixed_derivatives", "spread_of"]
 
 _PROBED_ROWS, _SAFETY, _OPERATIONS = 16, 4.0, 16.0
 
@@ -50,18 +51,18 @@ def derivative_gaps(
     Cost: a row a site and data row, with two backward passes; a few more to measure rounding.
     """
     answers = conditional if isinstance(conditional, SiteAnswers) else SiteAnswers(conditional)
-    space, before, device = answers.conditional.space, answers.cost, x.device
+    space, before = answers.conditional.space, answers.cost
+    x = checked_rows("x", x, space.num_sites)
+    x = x if x.is_floating_point() else x.double()
     is_real = torch.tensor([site.kind == "real" for site in space.sites])
-    sites = is_real.nonzero()[:, 0] if sites is None else sites.cpu().sort().values
+    sites = is_real.nonzero()[:, 0] if sites is None else checked_sites("sites", sites, space.num_sites, (1,))
+    sites, device = sites.unique(), x.device
     if not bool(is_real[sites].all()):
         wrong = int(sites[~is_real[sites]][0])
         raise UnsupportedQueryError("sites", f"holds {space.names[wrong]!r}, which is not real", "Name real sites.")
-    present = ~x.isnan()
-    observed = present if observed is None else observed & present
-    if spread is None:
-        count = present.sum(0).clamp_min(2)
-        mean = x.nan_to_num(0.0).sum(0) / count
-        spread = (torch.where(present, (x - mean).square(), 0.0).sum(0) / (count - 1)).sqrt()
+    present = answers.present_in(x)
+    observed = checked_observed("observed", observed, present)
+    spread = spread_of(x, present) if spread is None else numbers("spread", spread, space.num_sites).to(device)
     pairs = sites[all_pairs(len(sites))].to(device)
     every = mixed_derivatives(answers, x, sites, observed)  # [R, S, N]
     one = _by_pairs(every, pairs, sites)  # [2, R, P]
@@ -87,6 +88,13 @@ def derivative_gaps(
         floor[row, pair],
         answers.cost - before,
     )
+
+
+def spread_of(x: Tensor, present: Tensor) -> Tensor:
+    """Standard deviation of every column's present entries, float64 ``[N]``."""
+    count = present.sum(0).clamp_min(2)
+    mean = torch.where(present, x.double(), 0.0).sum(0) / count
+    return (torch.where(present, (x.double() - mean).square(), 0.0).sum(0) / (count - 1)).sqrt()
 
 
 def mixed_derivatives(answers: SiteAnswers, x: Tensor, sites: Tensor, observed: Tensor) -> Tensor:

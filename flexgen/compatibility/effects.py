@@ -176,6 +176,7 @@ class Effect:
 
     @property
     def _above(self) -> Tensor:
+        """Which values these are, bool ``[M]``."""
         return (self.values.abs() > self.floors) | self.values.isinf()
 
     def uniform(self, *, level: float = 0.95, method: IntervalMethod = "t", seed: int = 0) -> Estimate:

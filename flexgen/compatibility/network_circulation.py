@@ -20,6 +20,7 @@ from torch import Tensor
 
 from flexgen import rng
 from flexgen.compatibility.effects import Cost, Effect
+from flexgen.compatibility.network_arguments import checked_observed, checked_rows
 from flexgen.compatibility.network_rectangles import checked_pairs, double_centred, shares
 from flexgen.compatibility.rounding import Rounding
 from flexgen.compatibility.sites import Requests, SiteAnswers, on_grid
@@ -123,9 +124,10 @@ def circulation(
         values, pool, rounding, generator: as in `rectangles`; the generator also draws the contexts.
     """
     answers = conditional if isinstance(conditional, SiteAnswers) else SiteAnswers(conditional)
+    x = checked_rows("x", x, answers.conditional.space.num_sites)
     num_sites, device = x.shape[1], x.device
     present = answers.present_in(x)
-    if pairs is None or pairs.ndim == 2:
+    if pairs is None or not isinstance(pairs, Tensor) or pairs.ndim == 2:
         pairs = checked_pairs(pairs, num_sites)[None].expand(len(x), -1, -1)
     elif pairs.ndim != 3 or len(pairs) != len(x):
         raise FlexgenError("pairs", f"has shape {tuple(pairs.shape)}", f"Pass [P, 2] or [{len(x)}, P, 2].")
@@ -135,8 +137,11 @@ def circulation(
     both = torch.zeros(*pairs.shape[:2], num_sites, dtype=torch.bool, device=device).scatter(2, pairs, True)
     if observed is None:
         observed = random_contexts(present[:, None] & ~both, seed=rng.key(seed, "contexts"))
-    elif observed.ndim < 3:
-        observed = observed.expand(len(x), -1)[:, None]
+    elif not isinstance(observed, Tensor) or observed.ndim < 3:
+        observed = checked_observed("observed", observed, present)[:, None]
+    elif observed.dtype != torch.bool or observed.shape != both.shape:
+        what = f"has shape {tuple(observed.shape)}, {observed.dtype}"
+        raise FlexgenError("observed", what, f"Pass True and False, {list(both.shape)}.")
     observed = observed.to(device) & present[:, None] & ~both  # [R, P, N]
     values = values or Values("model" if answers.has_marginals else "data")
     rounding = rounding or Rounding.measured(answers, x, present)

@@ -24,7 +24,9 @@ import torch
 from torch import Tensor
 
 from flexgen import rng
+from flexgen.checks import kind_of
 from flexgen.compatibility.effects import Cost, Effect
+from flexgen.compatibility.network_arguments import checked_observed, checked_rows
 from flexgen.compatibility.rounding import Rounding
 from flexgen.compatibility.sites import Requests, SiteAnswers
 from flexgen.compatibility.values import Values
@@ -129,8 +131,8 @@ def rectangles(
     Cost: see the top of this file; measured in ``.cost``.
     """
     answers = conditional if isinstance(conditional, SiteAnswers) else SiteAnswers(conditional)
-    present = answers.present_in(x)
-    observed = present if observed is None else observed & present
+    x = checked_rows("x", x, answers.conditional.space.num_sites)
+    observed = checked_observed("observed", observed, answers.present_in(x))
     pairs = checked_pairs(pairs, x.shape[1]).to(x.device)
     values = values or Values("model" if answers.has_marginals else "data")
     rounding = rounding or Rounding.measured(answers, x, observed)
@@ -186,7 +188,9 @@ def checked_pairs(pairs: Tensor | None, num_sites: int) -> Tensor:
     """The pairs asked for, if they are pairs of different sites."""
     if pairs is None:
         return all_pairs(num_sites)
-    if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.is_floating_point():
+    if not isinstance(pairs, Tensor):
+        raise FlexgenError("pairs", f"is {kind_of(pairs)}", "Pass a tensor of whole numbers, [P, 2].")
+    if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.is_floating_point() or pairs.dtype == torch.bool:
         raise FlexgenError("pairs", f"has shape {tuple(pairs.shape)}, {pairs.dtype}", "Pass whole numbers, [P, 2].")
     outside = (pairs < 0) | (pairs >= num_sites)
     if bool(outside.any()) or bool((pairs[:, 0] == pairs[:, 1]).any()):

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from flexgen import rng
+from flexgen.checks import whole_number
 from flexgen.compatibility.effects import Cost, Effect
+from flexgen.compatibility.network_arguments import checked_observed, checked_rows
 from flexgen.compatibility.rounding import Rounding
 from flexgen.compatibility.sites import Requests, SiteAnswers
 from flexgen.conditional import Conditional
@@ -44,12 +46,17 @@ class OrderGaps:
     cost: Cost
 
     def effect(self) -> Effect:
-        """The difference of every two orders of a row, in nats of the whole target."""
-        num_rows, num_orders = self.log_probs.shape
+        """The difference of every two orders of a row, in nats of the whole target.
+
+        Rows with fewer than two targets, which have but one order, are left out.
+        """
+        several = (self.num_targets > 1).nonzero()[:, 0]
+        num_orders = self.log_probs.shape[1]
         first, second = torch.combinations(torch.arange(num_orders), 2).unbind(1)
-        values = (self.log_probs[:, first] - self.log_probs[:, second]).flatten()
-        floor = (self.noise[:, first] + self.noise[:, second]).flatten()
-        rows = torch.arange(num_rows).repeat_interleave(len(first))
+        log_probs, noise = self.log_probs[several], self.noise[several]
+        values = (log_probs[:, first] - log_probs[:, second]).flatten()
+        floor = (noise[:, first] + noise[:, second]).flatten()
+        rows = several.repeat_interleave(len(first))
         nothing = torch.zeros(len(rows), 0, dtype=torch.int64)
         return Effect("order gap", values, torch.ones_like(values), rows, nothing, floor, self.cost)
 
@@ -77,10 +84,11 @@ def order_gaps(
         generator: of the random orders.
     """
     answers = conditional if isinstance(conditional, SiteAnswers) else SiteAnswers(conditional)
+    x = checked_rows("x", x, answers.conditional.space.num_sites)
     (num_rows, num_sites), device = x.shape, x.device
     present = answers.present_in(x)
-    given = torch.zeros_like(present) if observed is None else observed.to(device).expand_as(present) & present
-    wanted = present & ~given if target is None else target.to(device).expand_as(present) & present & ~given
+    given = torch.zeros_like(present) if observed is None else checked_observed("observed", observed, present)
+    wanted = checked_observed("target", target, present) & ~given
     rounding = rounding or Rounding.measured(answers, x, present)
     before = answers.cost
     order = _orders(orders, num_rows, num_sites, generator).to(device)  # [R, m, N]
@@ -115,6 +123,7 @@ def _orders(orders: int | Tensor, num_rows: int, num_sites: int, generator: Rand
         if given.shape[1] < 2:
             raise FlexgenError("orders", "holds one order", "A gap needs two.")
         return given
+    orders = whole_number("orders", orders, 1)
     if orders < 2:
         raise FlexgenError("orders", f"is {orders}", "A gap needs at least 2 orders.")
     streams = rng.Streams(rng.seed_from(generator), num_rows)

@@ -16,8 +16,10 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from flexgen.checks import did_you_mean
 from flexgen.compatibility.effects import Cost, Effect, Estimate, Verdict
 from flexgen.compatibility.network_arguments import check_margin
+from flexgen.errors import FlexgenError
 
 __all__ = ["Report", "Summary"]
 
@@ -69,16 +71,20 @@ class Report:
     def verdict(self) -> Verdict:
         """Of all effects together: refuted if any refutes, equivalent if all are within the margin.
 
-        A margin is in nats; where one is given, effects in another unit do not decide.
+        A margin is in nats; where one is given, effects in another unit do not decide, and the summary says what they
+        show.
         """
         asked = [name for name, effect in self.effects.items() if self.margin is None or effect.unit == "nats"]
-        verdicts = {self.verdict_of(name) for name in asked}
+        verdicts = {self.verdict_of(name) for name in asked} - {"not measured"}
+        if not verdicts:
+            return "not measured"
         if "refuted" in verdicts:
             return "refuted"
         return "equivalent within margin" if verdicts == {"equivalent within margin"} else "not refuted"
 
     def verdict_of(self, name: str) -> Verdict:
-        effect = self.effects[name]
+        """Of one effect, by its name."""
+        effect = self._effect("name", name)
         return effect.verdict(self.margin if effect.unit == "nats" else None, level=self.level)
 
     def with_result(self, title: str, result: Any) -> Report:
@@ -119,7 +125,12 @@ class Report:
 
     def pairs(self, effect: str = "rectangle gap") -> pd.DataFrame:
         """The effect of every pair (or group) of sites, by name, largest first."""
-        frame = self.effects[effect].by_sites()
+        found = self._effect("effect", effect)
+        if not found.sites.shape[1]:
+            raise FlexgenError(
+                "effect", f"is {effect!r}, which is about whole rows", "Choose one about pairs of sites."
+            )
+        frame = found.by_sites()
         for column in [c for c in frame if str(c).startswith("site_")]:
             frame[column] = [self.names[site] for site in frame[column]]
         return frame.sort_values("weighted", ascending=False, ignore_index=True)
@@ -135,6 +146,13 @@ class Report:
         from flexgen.compatibility.report_html import write_html
 
         return write_html(self, Path(path))
+
+    def _effect(self, argument: str, name: str) -> Effect:
+        if name not in self.effects:
+            there = ", ".join(self.effects) or "none"
+            hint = did_you_mean(name, self.effects)
+            raise FlexgenError(argument, f"is {name!r}, which was not measured", f"{hint}There are: {there}.")
+        return self.effects[name]
 
     def __rich__(self) -> Group:
         return self.summary().__rich__()
@@ -162,14 +180,32 @@ class Summary:
         name = next(iter(n for n, e in report.effects.items() if e is first))
         estimate = first.weighted(level=report.level)
         size = f"mean {name} {number(estimate.value)} nats ({interval(estimate)})"
+        above, values = sum(int(e._above.sum()) for e in effects), sum(map(len, effects))
         match report.verdict:
             case "refuted":
-                return f"Compatibility is refuted: no joint has these conditionals; {size}."
+                said = f"Compatibility is refuted: no joint has these conditionals; {size}."
             case "equivalent within margin":
-                return f"Every effect is below the margin of {report.margin:g} nats; {size}."
-        return (
-            f"Compatibility is not refuted by {first.num_rows} data rows; {size}. Samples can refute, never prove it."
-        )
+                said = f"Every effect measured in nats is below the margin of {report.margin:g} nats; {size}."
+                if above:
+                    said += f" Not zero: rounding does not explain {above:,} of {values:,} values."
+            case _:
+                said = (
+                    f"Compatibility is not refuted by {first.num_rows} data rows; {size}. Samples can refute, never "
+                    "prove it."
+                )
+        return " ".join([said, *self._beside_the_margin()])
+
+    def _beside_the_margin(self) -> list[str]:
+        """Refuted effects of which a margin in nats does not speak."""
+        report = self.report
+        others = [n for n, e in report.effects.items() if e.unit != "nats" and report.verdict_of(n) == "refuted"]
+        if report.margin is None or report.verdict == "refuted":
+            return []
+        return [
+            f"The margin is in nats and does not speak of the {name}, which is refuted: "
+            f"{number(report.effects[name].weighted(level=report.level).value)} {report.effects[name].unit}."
+            for name in others
+        ]
 
     def table_rows(self) -> list[tuple[str, ...]]:
         report = self.report
@@ -253,16 +289,18 @@ def interval(estimate: Estimate) -> str:
 
 
 def told(result: Any) -> str:
-    """A result of another part in a line: its numbers by name."""
-    if not dataclasses.is_dataclass(result):
+    """A result of another part: as it tells itself, if it does, otherwise its numbers by name, in a line."""
+    if not dataclasses.is_dataclass(result) or type(result).__str__ is not object.__str__:
         return str(result)
     numbers = []
     for part in dataclasses.fields(result):
-        value = getattr(result, part.name)
+        value, name = getattr(result, part.name), part.name.replace("_", " ")
         if isinstance(value, bool | int | str):
-            numbers.append(f"{part.name.replace('_', ' ')} {value}")
+            numbers.append(f"{name} {value}")
         elif isinstance(value, float):
-            numbers.append(f"{part.name.replace('_', ' ')} {number(value)}")
+            numbers.append(f"{name} {number(value)}")
         elif isinstance(value, Estimate):
-            numbers.append(f"{part.name.replace('_', ' ')} {number(value.value)} ({interval(value)})")
+            numbers.append(f"{name} {number(value.value)} ({interval(value)})")
+        elif isinstance(value, tuple) and value:
+            numbers.append(f"{name} ({'; '.join(number(v) if isinstance(v, float) else told(v) for v in value)})")
     return ", ".join(numbers)

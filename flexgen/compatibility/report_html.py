@@ -37,7 +37,7 @@ def summary_html(summary: Summary, *, title: bool = True) -> str:
             for k, text in enumerate(row)
         )
         body += f"<tr>{cells}</tr>"
-    others = "".join(f"<p><b>{escape(t)}</b>: {escape(told(r))}</p>" for t, r in report.others.items())
+    others = "".join(f"<p><b>{escape(t)}</b>: {_lines(told(r))}</p>" for t, r in report.others.items())
     words = "".join(f"<li>{escape(line)}</li>" for line in summary.words())
     return (
         f"<div><p>{name}{escape(summary.headline())}</p>"
@@ -50,6 +50,8 @@ def write_html(report: Report, path: Path) -> Path:
     """The whole report in one file."""
     if path.is_dir():
         raise FlexgenError("path", f"{str(path)!r} is a folder", "Name a file, such as report.html.")
+    if not path.parent.is_dir():
+        raise FlexgenError("path", f"{str(path)!r} is in a folder that is not there", "Make the folder first.")
     picture = io.BytesIO()
     report.plot().savefig(picture, format="png", dpi=160)
     encoded = base64.b64encode(picture.getvalue()).decode()
@@ -75,6 +77,10 @@ def _largest(report: Report) -> str:
     rows = frame[["site_0", "site_1", "weighted", "uniform", "largest", "floor", "num_values"]]
     table = rows.to_html(index=False, border=0, float_format=lambda v: f"{v:.3g}")
     return f"<h2>Pairs with the largest gaps</h2>{table}"
+
+
+def _lines(text: str) -> str:
+    return escape(text).replace("\n", "<br>")
 
 
 def _side(column: int) -> str:

@@ -33,6 +33,7 @@ _OPERATIONS = 16.0  # units of roundoff by which a log-probability may be off fo
 _SAFETY = 4.0  # the largest of the moves that were tried, to the largest that could be
 _QUESTIONS, _MOVES = 64, 8
 _MOST_PARAMETERS = 1 << 28  # of a module that is copied to move its weights: 1 GiB in float32
+_TF32_EPS = 2.0**-10  # ten bits behind the point
 _DOUBLE = (JointTable, ConditionalTables, Gaussian, GaussianMixture)  # families that compute in float64 throughout
 
 
@@ -47,49 +48,88 @@ class Rounding:
         return self.relative * (1.0 + log_probs.abs())
 
     @classmethod
-    def measured(cls, answers: SiteAnswers, x: Tensor, observed: Tensor) -> Rounding:
+    def measured(cls, answers: SiteAnswers, x: Tensor, observed: Tensor, *, most: int | None = None) -> Rounding:
         """From the precision of a conditional, and how its answers change where inputs and weights move by as much.
 
         Args:
             answers: of the conditional; the probes are counted in their cost.
             x: ``[R, N]``, data rows.
             observed: bool ``[R, N]``.
+            most: rows that may pass the network; at least `least`.
 
-        Precision is that of its parameters; float64 for the exact families; float32 for anything else, since what a
-        conditional answers in does not tell what it computed in. At most 64 questions are asked, nine times where
-        there are real sites, and twice more where there are weights.
+        Precision is that of its parameters, or of the arithmetic torch is told to use; float64 for the exact families;
+        float32 for anything else, since what a conditional answers in does not tell what it computed in. At most 64
+        questions are asked, nine times where there are real sites, and once more where there are weights. With few
+        rows to spend, fewer, and the largest change counts for more.
         """
-        unit = unit_roundoff(answers.conditional)
+        conditional = answers.conditional
+        unit = unit_roundoff(conditional)
         generator = torch.Generator().manual_seed(0)
         row, site = observed.nonzero(as_tuple=True)
-        if len(row) == 0:
+        real = torch.tensor([s.kind == "real" for s in conditional.space.sites], device=x.device)
+        num_moves, weighs = _MOVES * bool(real.any()), _has_weights(conditional)
+        if len(row) == 0 or not (num_moves or weighs):
             return cls(_OPERATIONS * unit)
-        chosen = torch.randperm(len(row), generator=generator)[:_QUESTIONS].to(row.device)
+        number, safety = _QUESTIONS, _SAFETY
+        if most is not None and most < _QUESTIONS * (1 + num_moves + weighs):
+            num_moves = min(num_moves, 2)
+            number, safety = max(most // (1 + num_moves + weighs), 1), 4 * _SAFETY
+        chosen = torch.randperm(len(row), generator=generator)[:number].to(row.device)
         row, site = row[chosen], site[chosen]
         base, sets = x[row].clone(), observed[row].scatter(1, site[:, None], False)
         before = _log_prob(answers, base, sets, site)
-        real = torch.tensor([s.kind == "real" for s in answers.conditional.space.sites], device=x.device)
         worst = 0.0
-        if bool(real.any()):
-            rows = torch.cat([torch.where(real, moved(base, unit, generator), base) for _ in range(_MOVES)])
-            after = _log_prob(answers, rows, sets.repeat(_MOVES, 1), site.repeat(_MOVES))
-            worst = _largest(before.repeat(_MOVES), after)
-        conditional = answers.conditional
-        if isinstance(conditional, nn.Module) and 0 < _num_parameters(conditional) <= _MOST_PARAMETERS:
+        if num_moves:
+            rows = torch.cat([torch.where(real, moved(base, unit, generator), base) for _ in range(num_moves)])
+            after = _log_prob(answers, rows, sets.repeat(num_moves, 1), site.repeat(num_moves))
+            worst = _largest(before.repeat(num_moves), after)
+        if weighs:
+            assert isinstance(conditional, nn.Module)
             other = SiteAnswers(_with_moved_weights(conditional, unit, generator), batch_size=answers.batch_size)
             worst = max(worst, _largest(before, _log_prob(other, base, sets, site)))
             answers.cost += other.cost
-        return cls(max(_OPERATIONS * unit, _SAFETY * worst))
+        return cls(max(_OPERATIONS * unit, safety * worst))
+
+    @staticmethod
+    def least(conditional: Conditional) -> int:
+        """Rows without which nothing can be measured; 0 where nothing has to be."""
+        num_moves = 2 * any(site.kind == "real" for site in conditional.space.sites)
+        return 1 + num_moves + _has_weights(conditional) if num_moves or _has_weights(conditional) else 0
 
 
 def unit_roundoff(conditional: Conditional) -> float:
-    """u of the arithmetic a conditional computes in: half the gap between 1 and the next number."""
+    """u of the arithmetic a conditional computes in: half the gap between 1 and the next number.
+
+    The coarsest of its weights' and of what torch is told to use on their device: autocast, and products of float32
+    matrices or convolutions in TF32 or bfloat16. What a model switches on inside its own forward is not seen.
+    """
     if isinstance(conditional, _DOUBLE):
         return torch.finfo(torch.float64).eps / 2
-    kinds = [torch.float32]
+    eps = [torch.finfo(torch.float32).eps]
     if isinstance(conditional, nn.Module):
-        kinds += [p.dtype for p in conditional.parameters() if p.is_floating_point()]
-    return max(torch.finfo(kind).eps for kind in kinds) / 2
+        weights = [p for p in conditional.parameters() if p.is_floating_point()]
+        eps += [torch.finfo(p.dtype).eps for p in weights]
+        for device in {p.device.type for p in weights}:
+            if torch.is_autocast_enabled(device):
+                eps.append(torch.finfo(torch.get_autocast_dtype(device)).eps)
+            if any(p.dtype == torch.float32 and p.device.type == device for p in weights):
+                eps.append(_float32_products(conditional, device))
+    return max(eps) / 2
+
+
+def _float32_products(module: nn.Module, device: str) -> float:
+    """eps of products of float32 matrices on a device."""
+    precision = torch.get_float32_matmul_precision()
+    if precision == "medium":
+        return torch.finfo(torch.bfloat16).eps
+    convolves = any(isinstance(part, nn.modules.conv._ConvNd) for part in module.modules())
+    if device == "cuda" and (precision == "high" or (convolves and torch.backends.cudnn.allow_tf32)):
+        return _TF32_EPS
+    return torch.finfo(torch.float32).eps
+
+
+def _has_weights(conditional: Conditional) -> bool:
+    return isinstance(conditional, nn.Module) and 0 < _num_parameters(conditional) <= _MOST_PARAMETERS
 
 
 def moved(values: Tensor, unit: float, generator: torch.Generator) -> Tensor:

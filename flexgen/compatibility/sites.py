@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from flexgen import rng
+from flexgen.checks import whole_number
 from flexgen.compatibility.effects import Cost
 from flexgen.conditional import CategoricalMarginals, Conditional, HasLogProb, HasMarginals, Marginals
 from flexgen.errors import FlexgenError, UnsupportedQueryError
@@ -130,8 +131,8 @@ class SiteAnswers:
             raise FlexgenError(
                 "conditional", "is in training mode, where dropout makes answers random", "Call its eval() first."
             )
-        if batch_size is not None and batch_size < 1:
-            raise FlexgenError("batch_size", f"is {batch_size}", "Pass at least 1, or None.")
+        if batch_size is not None:
+            batch_size = whole_number("batch_size", batch_size, 1)
         self.conditional = conditional
         self.num_categories = _categories(conditional)
         self.has_marginals = isinstance(conditional, HasMarginals)

@@ -12,10 +12,13 @@ from torch import nn
 
 import flexgen as fg
 from flexgen import exact
-from flexgen.compatibility import Report, Values
+from flexgen.compatibility import Report, Values, measurement
 from flexgen.compatibility.budget import budget_of
+from flexgen.conditional import CategoricalMarginals
 from flexgen.errors import DataError, FlexgenError, UnsupportedQueryError
+from flexgen.query import Query
 from flexgen.rng import Streams
+from flexgen.space import Space
 from tests.compatibility.planted import Counted, Planted
 from tests.compatibility.single_precision import LogProbOnly
 from tests.conditionals import generator
@@ -74,14 +77,62 @@ def test_real_sites_do_not_depend_on_the_batch_either() -> None:
     assert a.verdict == "not refuted"
 
 
-@pytest.mark.parametrize("forwards", [400, 6000])
+class Weighted(nn.Module):
+    """A module with weights, over real sites: what rounding does is probed by inputs and weights."""
+
+    def __init__(self, num_sites: int) -> None:
+        super().__init__()
+        self.space = Space.real(num_sites)
+        self.weight = nn.Parameter(0.1 * torch.randn(num_sites, num_sites, generator=generator(5)))
+        self.eval()
+
+    def marginals(self, x: torch.Tensor, query: Query) -> exact.GaussianMixtureMarginals:
+        COUNT.append(len(x))
+        known = torch.where(query.expand(len(x)).observed, x, 0.0).float()
+        mean = (known @ self.weight)[..., None]
+        return exact.GaussianMixtureMarginals(torch.zeros_like(mean), mean, torch.ones_like(mean))
+
+
+COUNT: list[int] = []  # of rows; copies of the module count here, too
+BUDGETS = [20, 60, 100, 400, 6000]
+
+
+@pytest.mark.parametrize("forwards", BUDGETS)
 def test_a_budget_of_forwards_is_kept(forwards: int) -> None:
     counted = Counted(Planted(exact.JointTable.random((2,) * 12, generator=generator(1)), 0.2))
     x = torch.randint(2, (3000, 12), generator=generator(2))
     report = fg.diagnose(counted, x, budget=forwards)
     assert len(counted.rows) == report.cost.forwards
-    assert 0.4 * forwards < report.cost.forwards < 1.15 * forwards + 150
+    assert 0.4 * forwards < report.cost.forwards <= forwards
+    assert report.verdict == "refuted"
     assert report.effects["rectangle gap"].num_rows >= 2
+    wide = Counted(exact.JointTable.random((9, 3, 2, 9), generator=generator(1)))
+    report = fg.diagnose(wide, wide.conditional.space.states()[::7], budget=forwards)  # type: ignore[attr-defined]
+    assert len(wide.rows) == report.cost.forwards <= forwards
+
+
+@pytest.mark.parametrize("forwards", BUDGETS)
+def test_a_budget_holds_what_rounding_takes(forwards: int) -> None:
+    COUNT.clear()
+    x = torch.randn(300, 4, generator=generator(6))
+    report = fg.diagnose(Weighted(4), x, budget=np.int64(forwards))
+    assert sum(COUNT) == report.cost.forwards
+    assert 0.3 * forwards < report.cost.forwards <= forwards
+    report = fg.diagnose(LogProbOnly(planted()), some_rows(300), budget=forwards)
+    assert report.cost.forwards <= forwards
+
+
+def test_what_a_budget_leaves_out_is_said() -> None:
+    law = exact.Gaussian(torch.zeros(4), torch.eye(4) + 0.5)
+    x = torch.randn(50, 4, generator=generator(3), dtype=torch.float64)
+    report = fg.diagnose(law, x, budget=60)
+    assert "Not measured: mixed derivatives. The budget is too small." in report.caveats
+    with pytest.raises(
+        FlexgenError, match=r"budget: is 1\. Pass at least \d+ forward passes: nothing takes less"
+    ) as info:
+        fg.diagnose(law, x, budget=1)
+    least = int(info.value.fix.split()[3])
+    assert fg.diagnose(law, x, budget=least).cost.forwards <= least
 
 
 def test_pairs_are_sampled_where_there_are_too_many() -> None:
@@ -94,12 +145,99 @@ def test_pairs_are_sampled_where_there_are_too_many() -> None:
     assert any("of 780" in line for line in report.assumptions)
 
 
-def test_a_budget_of_seconds_becomes_one_of_forwards() -> None:
-    report = fg.diagnose(planted(), some_rows(), budget="0.3 s")
-    assert any(line.startswith("Budget: 0.3 s, which a pilot turned into") for line in report.assumptions)
+def test_kinds_of_budget() -> None:
     assert budget_of("2 min") == (None, 120.0)
     assert budget_of(datetime.timedelta(seconds=5)) == (None, 5.0)
     assert budget_of("500 forwards") == (500, None)
+    assert budget_of(np.int64(1000)) == (1000, None)
+
+
+class Slow(Planted):
+    """Takes time by a clock of its own: a call, a row; and what comes later takes longer than the pilot said."""
+
+    clock, rate = 0.0, 1e-3
+
+    def marginals(self, x: torch.Tensor, query: Query) -> CategoricalMarginals:
+        self.clock += 0.002 + self.rate * len(x)
+        self.rate *= 1.05
+        return super().marginals(x, query)
+
+
+@pytest.mark.parametrize("seconds", [1.0, 4.0])
+def test_a_budget_of_seconds_is_kept_by_the_clock(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Slow(exact.JointTable.random((2,) * 6, generator=generator(1)), 0.3)
+    monkeypatch.setattr(measurement, "now", lambda: model.clock)
+    x = torch.randint(2, (2000, 6), generator=generator(2))
+    report = fg.diagnose(model, x, budget=f"{seconds} s")
+    assert any(line.startswith(f"Budget: {seconds} s, which a pilot turned into") for line in report.assumptions)
+    assert 0.3 * seconds < model.clock < 1.25 * seconds
+    assert {"rectangle gap", "circulation", "order gap"} <= set(report.effects)
+    rows = report.effects["rectangle gap"].rows
+    assert len(rows.unique()) == report.effects["rectangle gap"].num_rows
+    # What the pilot promised was more than there was time for.
+    promised = next(line for line in report.assumptions if line.startswith("Budget"))
+    assert report.cost.forwards < int(promised.split("into ")[1].split()[0].replace(",", ""))
+
+
+def test_pieces_of_rows_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock that stands still every piece is taken: the same rows and pairs as without one."""
+    model, x = planted(), some_rows()
+    monkeypatch.setattr(measurement, "now", lambda: 0.0)
+    monkeypatch.setattr(measurement, "forwards_in", lambda *_: 2000)
+    pieces, whole = fg.diagnose(model, x, budget="1 s"), fg.diagnose(model, x, budget=2000)
+    a, b = pieces.effects["rectangle gap"], whole.effects["rectangle gap"]
+    torch.testing.assert_close(a.values, b.values)
+    torch.testing.assert_close(a.weights, b.weights)
+    assert torch.equal(a.rows, b.rows)
+
+
+NO_ZEROS, DIAGONAL = torch.rand(3, 3, 2, generator=generator(8)).double(), torch.diag(torch.tensor([0.3, 0.7]).double())
+ZEROS = NO_ZEROS * ((torch.arange(3)[:, None] + torch.arange(3)) % 3 != 2)[..., None]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        exact.JointTable.from_unnormalised(ZEROS),
+        exact.JointTable(DIAGONAL),
+        exact.JointTable(DIAGONAL).conditional_tables(undefined="uniform"),
+    ],
+    ids=["zeros", "copies", "copies as tables"],
+)
+def test_structural_zeros_end_no_report(model: exact.JointTable | exact.ConditionalTables) -> None:
+    law = model if isinstance(model, exact.JointTable) else exact.JointTable(DIAGONAL)
+    states = law.space.states()
+    x = states[torch.multinomial(law.p.flatten(), 60, replacement=True, generator=generator(9))]
+    report = fg.diagnose(model, x, budget=2000)
+    assert report.verdict == "not refuted"
+    assert report.effects["block scan divergence"].verdict() == "not refuted"
+    for effect in report.effects.values():
+        assert bool((effect.values.abs() <= effect.floors).all())
+
+
+def test_an_error_of_the_model_ends_one_diagnostic_and_no_more() -> None:
+    class Picky(Planted):
+        def marginals(self, x: torch.Tensor, query: Query) -> CategoricalMarginals:
+            if int(query.expand(len(x)).observed.sum(-1).min()) < 2:
+                raise FlexgenError("x", "holds too little", "Observe more.")
+            return super().marginals(x, query)
+
+    picky = Picky(exact.JointTable.random((2,) * 6, generator=generator(1)), 0.3)
+    report = fg.diagnose(picky, some_rows(), budget=2000)
+    assert report.verdict == "refuted"
+    assert {"rectangle gap", "block scan divergence"} <= set(report.effects)
+    assert any("Not measured: order gaps. The model refuses the question (x: holds too" in c for c in report.caveats)
+
+
+def test_rows_without_entries_are_nothing_measured() -> None:
+    x = torch.full((10, 6), torch.nan)
+    report = fg.diagnose(planted(), x, budget=2000)
+    assert report.verdict == "not measured"
+    assert "Nothing could be measured" in repr(report)
+    x[:4, 2] = 1.0  # one entry has no order, and is no pair
+    assert fg.diagnose(planted(), x, budget=2000).verdict == "not measured"
+    x[0, 3:] = 0.0
+    assert fg.diagnose(planted(), x, budget=2000).verdict == "refuted"
 
 
 def test_models_with_less_to_ask() -> None:
@@ -116,6 +254,9 @@ def test_models_with_less_to_ask() -> None:
 
 
 def test_sites_margin_and_kinds_of_data() -> None:
+    names = [f"{i} {letter}" for i, letter in enumerate("EVQLVE")]
+    called = fg.diagnose(planted(), some_rows(), sites=["1 V", "2 Q"], names=names, budget=1000)
+    assert set(called.pairs()[["site_0", "site_1"]].iloc[0]) == {"1 V", "2 Q"}
     some = fg.diagnose(planted(), some_rows().numpy(), sites=[0, 1, 2], budget=1000)
     assert set(some.effects["rectangle gap"].sites.flatten().tolist()) == {0, 1, 2}
     assert fg.diagnose(planted(1e-4), some_rows(), budget=1000).verdict == "refuted"
@@ -139,6 +280,16 @@ def test_sites_margin_and_kinds_of_data() -> None:
         ((planted(), some_rows()), {"sites": ["age"]}, DataError, "sites: names 'age'"),
         ((planted(), some_rows()), {"margin": -1.0}, FlexgenError, "margin: is -1.0"),
         ((planted(), some_rows()), {"level": 95}, FlexgenError, "level: is 95"),
+        ((planted(), some_rows()), {"sites": [None, 1]}, DataError, "sites: names None"),
+        ((planted(), some_rows()), {"sites": [0.5, 1]}, DataError, "sites: names 0.5"),
+        ((planted(), some_rows()), {"sites": "01"}, DataError, "sites: is '01'"),
+        ((planted(), some_rows()), {"sites": 3}, DataError, "sites: is 3"),
+        ((planted(), some_rows()), {"margin": "a"}, FlexgenError, "margin: is 'a'"),
+        ((planted(), some_rows()), {"values": "model"}, FlexgenError, "values: is 'model'"),
+        ((planted(), some_rows()), {"batch_size": "a"}, FlexgenError, "batch_size: is 'a'"),
+        ((planted(), some_rows()), {"names": ["a"]}, FlexgenError, "names: are 1, not all strings. Pass 6 strings"),
+        ((planted(), some_rows()), {"names": "abcdef"}, FlexgenError, "names: are 'abcdef'"),
+        ((planted(), pd.DataFrame({"a": ["x", "y"]})), {}, DataError, "data: holds what is no number"),
         ((planted(), some_rows()), {"generator": "x"}, FlexgenError, "generator: is 'x'"),
     ],
 )

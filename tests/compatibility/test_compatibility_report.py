@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 import re
 from dataclasses import dataclass
 from html.parser import HTMLParser
@@ -15,7 +16,8 @@ from rich.console import Console
 
 import flexgen as fg
 from flexgen import exact
-from flexgen.compatibility import Effect, Report
+from flexgen.compatibility import Effect, Report, energy_scan_test
+from flexgen.compatibility.report import told
 from flexgen.errors import FlexgenError
 from tests.compatibility.planted import Planted
 from tests.conditionals import generator
@@ -120,6 +122,12 @@ class TwoSample:
     num_draws: int
 
 
+@dataclass(frozen=True)
+class Pairs:
+    sizes: tuple[float, ...]
+    tests: tuple[TwoSample, ...]
+
+
 def test_further_results_have_their_place(report: Report) -> None:
     more = report.with_result("scans of whole rows", TwoSample(0.0123, 400))
     assert "scans of whole rows: p value 0.0123, num draws 400" in repr(more)
@@ -130,6 +138,44 @@ def test_further_results_have_their_place(report: Report) -> None:
     )
     both = report.with_result("score asymmetry", extra)
     assert "[share]" in repr(both)  # no markup of rich's
+
+
+def test_a_margin_in_nats_does_not_speak_of_other_units() -> None:
+    def effect(size: float, unit: str) -> Effect:
+        return Effect("gap", torch.full((8,), size), torch.ones(8), torch.arange(8), torch.zeros(8, 2), 1e-6, unit=unit)
+
+    effects = {"rectangle gap": effect(0.3, "nats"), "block scan divergence": effect(0.294, "total variation")}
+    report = Report(effects, ("x",), margin=10.0)
+    assert report.verdict == "equivalent within margin"
+    said = report.summary().headline()
+    assert "Every effect measured in nats is below the margin of 10 nats" in said
+    assert "does not speak of the block scan divergence, which is refuted: 0.294 total variation" in said
+    assert "rounding does not explain 8 of 8 values" in said
+    assert "does not speak" not in report.with_margin(None).summary().headline()
+    assert "does not speak" not in report.with_margin(0.1).summary().headline()  # refuted itself
+
+
+def test_what_was_not_measured(report: Report, tmp_path: Path) -> None:
+    with pytest.raises(FlexgenError, match=r"effect: is 'nope', which was not measured\. There are: rectangle gap, "):
+        report.pairs("nope")
+    with pytest.raises(FlexgenError, match=r"name: is 'order gaps', which .* Did you mean 'order gap'\?"):
+        report.verdict_of("order gaps")
+    with pytest.raises(FlexgenError, match="effect: is 'order gap', which is about whole rows"):
+        report.pairs("order gap")
+    with pytest.raises(FlexgenError, match=r"path: .* is in a folder that is not there"):
+        report.to_html(tmp_path / "none" / "report.html")
+
+
+def test_a_scan_test_shows_its_pairs(report: Report) -> None:
+    """What the page on networks says: chains of several scans, their test, the report with it."""
+    source = torch.Generator().manual_seed(0)
+    draws = {name: torch.randint(2, (20, 30, 3), generator=source) for name in ("forward", "backward")}
+    found = energy_scan_test(draws, generator=source, num_permutations=99)
+    more = report.with_result("scans", found)
+    assert "forward | backward: " in repr(more)
+    assert "forward | backward: " in more._repr_html_()
+    pairs = Pairs((0.25, 1e-5), (TwoSample(0.5, 3),))
+    assert told(pairs) == "sizes (0.25; 1.0e-05), tests (p value 0.5, num draws 3)"
 
 
 def test_verdicts_of_a_report() -> None:
@@ -143,5 +189,7 @@ def test_verdicts_of_a_report() -> None:
     assert Report({"a": small}, ("x",), margin=0.1).verdict == "equivalent within margin"
     assert Report({"a": large, "b": small}, ("x",), margin=0.1).verdict == "refuted"
     assert Report({"a": large}, ("x",), margin=0.5).verdict == "equivalent within margin"
+    assert Report({}, ("x",)).verdict == Report({"a": effect(math.nan)}, ("x",)).verdict == "not measured"
+    assert Report({"a": small, "b": effect(math.nan)}, ("x",), margin=0.1).verdict == "equivalent within margin"
     assert "below the margin of 0.5 nats" in repr(Report({"a": large}, ("x",), margin=0.5))
     assert "Nothing could be measured" in repr(Report({}, ("x",)))
