@@ -34,7 +34,7 @@ SIGNIFICANCE = 0.05
 JOINT = torch.tensor([[1, 2, 3], [3, 2, 1], [1, 3, 4]], dtype=torch.float64) / 20
 SIZES = (90, 300, 1000, 5000)
 GAPS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 1.0, 1.25, 1.5)
-COLOURS = ("#9ecae1", "#4292c6", "#2171b5", "#08306b")
+COLOURS = ("#6baed6", "#4292c6", "#2171b5", "#08306b")
 
 
 def gapped(gap: float) -> Tensor:
@@ -122,7 +122,7 @@ def picture(power: dict[int, list[float]], path: Path) -> None:
         place = max(range(1, len(GAPS)), key=lambda k: (rates[k] - rates[k - 1]) / (GAPS[k] - GAPS[k - 1]))
         x = (GAPS[place] + GAPS[place - 1]) / 2
         y = (rates[place] + rates[place - 1]) / 2
-        axes.annotate(f"n = {num_rows}", (x, y), (8, -4), textcoords="offset points", fontsize=9, color=colour)
+        axes.annotate(f"n = {num_rows}", (x, y), (8, -12), textcoords="offset points", fontsize=9, color=colour)
     axes.axhline(SIGNIFICANCE, color="#888888", lw=0.8, ls=(0, (4, 3)))
     axes.annotate(
         "significance 5 %",
@@ -139,7 +139,7 @@ def picture(power: dict[int, list[float]], path: Path) -> None:
     axes.set_ylim(0, 1.02)
     axes.set_xlim(-0.03, GAPS[-1] + 0.08)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=110)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
