@@ -6,7 +6,7 @@ import datetime
 import math
 import operator
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import pandas as pd
@@ -35,7 +35,7 @@ def diagnose(
     model: TableModel | Conditional,
     data: pd.DataFrame | Tensor | np.ndarray,
     *,
-    budget: int | str | datetime.timedelta = DEFAULT_FORWARDS,
+    budget: SupportsIndex | str | datetime.timedelta = DEFAULT_FORWARDS,
     sites: Sequence[int | str] | None = None,
     margin: float | None = None,
     level: float = 0.95,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from flexgen.errors import FlexgenError
+from flexgen.networks.modes import evaluating
 
 __all__ = ["ForwardCount", "logits_at"]
 
@@ -68,7 +68,7 @@ def logits_at(
     columns = columns.to(device)
     budget = min(max_tokens, _LOGITS_AT_ONCE // vocabulary_size)
     parts = [ids.new_zeros(0, len(columns), dtype=torch.float32)]
-    with _evaluating(network):
+    with evaluating(network):
         for batch in _batches(lengths.tolist(), budget):
             length = int(lengths[batch.stop - 1])
             first, last = torch.searchsorted(sorted_source, sorted_source.new_tensor([batch.start, batch.stop]))
@@ -116,16 +116,3 @@ def _batches(lengths: list[int], budget: int) -> Iterator[slice]:
 
 def _at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
-
-
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Dropout off, and the network's mode afterwards as it was."""
-    was_training = network.training
-    if was_training:
-        network.eval()
-    try:
-        yield
-    finally:
-        if was_training:
-            network.train()

@@ -252,7 +252,7 @@ def _ask(
     last = counts.to(x.device)[of_block].gather(1, place[:, None]) - 1
     codes = torch.arange(int(counts.max()), device=x.device).expand(len(target), -1).minimum(last)
     log_probs = answers.log_prob(Requests(target, make), codes.double()).cpu()  # [M, width]
-    for (b, i, others), found in zip(wanted, log_probs.split(sizes.tolist()), strict=True):
+    for (b, i, others), found in zip(wanted, torch.split(log_probs, sizes.tolist()), strict=True):
         blocks[b].learn(i, others, found)
     return True
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import datetime
 import math
+import operator
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -86,9 +86,9 @@ def budget_of(budget: Any) -> tuple[int | None, float | None]:
         if number <= 0:
             raise FlexgenError("budget", f"is {budget!r}", fix)
         return (None, number * _UNITS[unit]) if unit in _UNITS else (max(int(number), 1), None)
-    if isinstance(budget, bool) or not isinstance(budget, int | np.integer) or budget < 1:
+    if isinstance(budget, bool) or not hasattr(budget, "__index__") or operator.index(budget) < 1:
         raise FlexgenError("budget", f"is {kind_of(budget)}", fix)
-    return int(budget), None
+    return operator.index(budget), None
 
 
 def make_plan(

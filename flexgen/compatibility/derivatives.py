@@ -56,7 +56,7 @@ def derivative_gaps(
     x = x if x.is_floating_point() else x.double()
     is_real = torch.tensor([site.kind == "real" for site in space.sites])
     sites = is_real.nonzero()[:, 0] if sites is None else checked_sites("sites", sites, space.num_sites, (1,))
-    sites, device = sites.unique(), x.device
+    sites, device = torch.unique(sites), x.device
     if not bool(is_real[sites].all()):
         wrong = int(sites[~is_real[sites]][0])
         raise UnsupportedQueryError("sites", f"holds {space.names[wrong]!r}, which is not real", "Name real sites.")

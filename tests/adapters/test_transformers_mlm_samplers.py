@@ -1,4 +1,4 @@
-"""Samplers and diagnostics on a masked language model, against its own conditionals enumerated as tables."""
+"""Samplers on a masked language model, against its own conditionals enumerated as tables."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-import flexgen as fg
-from benchmarks.compatibility_antiberty import block_tables
 from flexgen import exact
 from flexgen.exact import kernels
 from flexgen.query import Query
@@ -125,26 +123,3 @@ def test_parallel_decoding_within_its_budget(rule: str) -> None:
     assert mlm.forwards.batches == 2
     assert torch.equal(out[query.observed], x[query.observed])
     assert all(len(text) == 6 for text in mlm.decode(out))
-
-
-def test_rectangles_are_those_of_the_tables_by_hand() -> None:
-    mlm = tiny(N)
-    effect = fg.compatibility.rectangles(mlm, mlm.space.states(), pairs=torch.tensor([[0, 1]])).effect()
-    # The gaps of all rectangles (a, a'), (b, b') of sites 0 and 1 given x_2, from the tables.
-    difference = complete_conditionals().block_table(0).log() - complete_conditionals().block_table(1).log()
-    a, b, c, d, rest = torch.cartesian_prod(*[torch.arange(K)] * 5).T
-    gaps = difference[a, b, rest] + difference[c, d, rest] - difference[c, b, rest] - difference[a, d, rest]
-    assert len(effect) == K**N * (K - 1) ** 2
-    nearest = (effect.values[:, None] - gaps).abs().amin(1)
-    assert nearest.max() < 1e-9
-    assert effect.verdict() == "refuted"
-
-
-def test_blocks_enumerated_from_the_network() -> None:
-    mlm = tiny(4)
-    row = mlm.encode("ABCA")
-    block = torch.tensor([0, 2, 3])
-    found = block_tables(mlm, row[0], block.tolist())
-    (expected,) = fg.compatibility.exact_blocks(mlm, row, block).tables
-    for site in range(3):
-        torch.testing.assert_close(found.block_table(site), expected.block_table(site), atol=1e-12, rtol=0)

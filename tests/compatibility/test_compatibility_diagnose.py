@@ -173,7 +173,7 @@ def test_a_budget_of_seconds_is_kept_by_the_clock(seconds: float, monkeypatch: p
     assert 0.3 * seconds < model.clock < 1.25 * seconds
     assert {"rectangle gap", "circulation", "order gap"} <= set(report.effects)
     rows = report.effects["rectangle gap"].rows
-    assert len(rows.unique()) == report.effects["rectangle gap"].num_rows
+    assert len(torch.unique(rows)) == report.effects["rectangle gap"].num_rows
     # What the pilot promised was more than there was time for.
     promised = next(line for line in report.assumptions if line.startswith("Budget"))
     assert report.cost.forwards < int(promised.split("into ")[1].split()[0].replace(",", ""))

@@ -104,7 +104,7 @@ def chosen_sum(model: object, values: Values, x: Tensor, f: Tensor, *, wrong: bo
     some = Requests(
         torch.zeros(len(x), dtype=torch.int64), lambda r: (x[r], torch.tensor([False, True]).expand(len(r), 2))
     )
-    found = values.choose(SiteAnswers(model), some, x[:, 0], x, seed=1)  # type: ignore[arg-type]
+    found = values.choose(SiteAnswers(model), some, x[:, 0], x, seed=1)
     density = found.log_probs if wrong else found.log_density
     return torch.where(found.valid, f[found.values.nan_to_num(0.0).long()] / density.exp(), 0.0).sum(-1)
 
@@ -120,7 +120,7 @@ def test_sums_over_values_are_without_bias() -> None:
     # Values of other rows: of those that the pool holds.
     pool = torch.randint(K, (50, 2), generator=generator(7))
     x = torch.cat([pool, x])
-    held = torch.zeros(K).double().index_fill(0, x[:, 0].unique(), 1.0)
+    held = torch.zeros(K).double().index_fill(0, torch.unique(x[:, 0]), 1.0)
     for num_others in (2, 9):
         found = chosen_sum(peaky(), Values("data", num_others), x, f * held)[50:]
         assert off(found, float((f * held).sum())) < 5
@@ -166,4 +166,4 @@ def test_numbers_that_are_none() -> None:
     with pytest.raises(FlexgenError, match="num_others: is 0"):
         Values(num_others=0)
     with pytest.raises(FlexgenError, match=r"max_categories: is 2\.5"):
-        Values(max_categories=2.5)  # type: ignore[arg-type]
+        Values(max_categories=2.5)

@@ -7,9 +7,7 @@ data: there the network is compatible, whatever it predicts. A weight trades tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +19,7 @@ from flexgen.compatibility.sites import absent_in, present_in
 from flexgen.compatibility.values import values_from_pool
 from flexgen.conditional import HasMarginals
 from flexgen.errors import DataError, FlexgenError, UnsupportedQueryError
+from flexgen.networks.modes import evaluating
 from flexgen.rng import Randomness
 from flexgen.training import MovingObjective, Objective
 from flexgen.training.batches import Batch
@@ -107,7 +106,7 @@ class ConsistencyPenalty:
         places, row = Places.drawn(x, present & ~absent, absent, self.num_pairs, generator=generator)
         if not len(places):
             return torch.zeros(0, device=x.device), row, len(x)
-        with _evaluating(network):
+        with evaluating(network):
             gaps = _GAPS[self.kind](network, places, self._others(places))
         return gaps, row, len(x)
 
@@ -167,19 +166,6 @@ class Penalised:
 
     def __repr__(self) -> str:
         return f"Penalised({self.objective!r} + {self.weight:g} * {self.penalty!r})"
-
-
-@contextmanager
-def _evaluating(network: Any) -> Iterator[None]:
-    """Within, eval mode, gradients and all; after, every module in the mode it had."""
-    modes = [(module, module.training) for module in network.modules()] if isinstance(network, nn.Module) else []
-    for module, _ in modes:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _unpacked(batch: Batch) -> tuple[Tensor, Tensor]:
