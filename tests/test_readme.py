@@ -20,15 +20,19 @@ TINY = fg.TableSettings(small_steps=2, small_width=8, small_depth=1, restarts=1,
 
 def test_the_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("av")
-    code, video = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    code, video, diagnosis = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
     monkeypatch.setattr(table_model, "TableSettings", lambda: TINY)
     names: dict[str, object] = {}
     exec(code.replace("chains=64, draws=200, warmup=50", "chains=4, draws=10, warmup=1"), names)
     assert isinstance(names["model"], fg.TableModel)
     assert names["chains"].draws.shape == (10, 4, 11)
+    monkeypatch.chdir(tmp_path)
+    names["held_out"] = names["df"].head(40)  # type: ignore[attr-defined]
+    exec(diagnosis.replace('"1 min"', "300"), names)
+    assert (tmp_path / "report.html").stat().st_size > 10_000
     # The page on long videos runs such a call; here the names must be right, and the length shorter.
     shorter = video.replace("15_000", "306").replace('"checkpoints', f'"{ROOT}/checkpoints')
-    exec(shorter.replace("out/long", str(tmp_path)), names)
+    exec(shorter.replace("out/long", str(tmp_path / "long")), names)
     assert names["out"].frames.shape == (306, 32, 32, 3)
 
 
