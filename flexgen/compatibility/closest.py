@@ -77,7 +77,7 @@ def closest_joint(tables: ConditionalTables | ConditionalFamily, kind: Kind = "I
     part has the same weight.
     """
     family = as_family(tables)
-    if kind not in _MEASURES:
+    if not isinstance(kind, str) or kind not in _MEASURES:
         raise FlexgenError("kind", f"is {kind!r}", "Choose 'I', 'AG', 'LP' or 'L2'.")
     if kind in ("LP", "L2"):
         solved, objective, bound = least_maximum(family) if kind == "LP" else least_squares(family)

@@ -1,21 +1,21 @@
 """The laws that have a family's conditionals to within a tolerance: a cone, searched by linear programmes.
 
-A law r has q(x_P | x_C) to within τ nats iff exp(-τ) q r(x_C) <= r(x_P, x_C) <= exp(τ) q r(x_C). This is linear in r and
-says the same of rare x_C as of common ones. Sums of such r are such r, so one of them has mass wherever any has.
+A law r has q(x_P | x_C) to within τ nats iff exp(-τ) q r(x_C) <= r(x_P, x_C) <= exp(τ) q r(x_C). This is linear in
+r, and says the same of rare x_C as of common ones. Sums of such r are such r: one has mass wherever any has.
 
 Solvers know absolute errors only: they drop coefficients below 1e-9 and let rows be off by 1e-10. So every state is
-measured in a unit of its own, an upper bound on its probability that follows from the tables: from r(x_C) <= 1, by turns
+measured in a unit of its own, an upper bound on its probability that the tables imply: from r(x_C) <= 1, by turns
 
     r(x) <= q(x_P | x_C) r(x_C)    and    r(x_C) <= r(x_P, x_C) / q(x_P | x_C) for every x_P.
 
-In these units all coefficients of a row are within a factor of S. Bounds of zero are the zeros that supports force.
+In these units the coefficients of a row sum to 1/S or more. Zeros spread by the same turns, and bounds that fall
+without end, where a loop of conditionals multiplies to less than one, are zeros too.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy.optimize import OptimizeResult, linprog
@@ -29,17 +29,21 @@ from flexgen.errors import FlexgenError
 __all__ = ["SOLVER_NATS", "Cone", "Cover"]
 
 SOLVER_NATS = 1e-8  # the solver lets rows be off by 1e-10 and drops coefficients below 1e-9
-_BOUND_ROUNDS = 100
+_BOUND_ROUNDS = 200
+_NONE = 1e-100  # probabilities that are certainly smaller are zero
 _LARGEST = 1e4  # masses are sought between their unit and so many units
 _FINER = 1e-4  # contexts that are not reached are sought in finer units, so many times
 _RESCALINGS = 3
-_ACCURATE = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
-# Now and then one of the solver's methods gives up on a degenerate programme that another solves.
-_SOLVERS: tuple[dict[str, Any], ...] = (
-    {"method": "highs", "options": _ACCURATE},
-    {"method": "highs-ds", "options": {**_ACCURATE, "presolve": False}},
-    {"method": "highs-ipm", "options": _ACCURATE},
+# Method, presolve, accuracy: now and then the solver gives up on a degenerate programme that it solves another way.
+_WAYS = (
+    ("highs", True, 1e-10),
+    ("highs", False, 1e-10),
+    ("highs-ipm", True, 1e-10),
+    ("highs", True, 1e-9),
+    ("highs-ds", False, 1e-8),
+    ("highs-ipm", False, 1e-8),
 )
+_NEGLIGIBLE = 1e-12  # coefficients that no row would notice
 
 
 @dataclass(frozen=True)
@@ -58,20 +62,19 @@ class Cover:
 
 
 class Cone:
-    """States, events (x_P, x_C) and contexts x_C of a family; events and contexts are numbered conditional by conditional.
+    """States, events (x_P, x_C) and contexts x_C of a family, the latter two numbered conditional by conditional.
 
     Args:
         family: of at most `closest_linear.MAX_LINEAR_STATES` states.
+        tolerance: nats.
 
     Raises:
         FlexgenError: more states.
-
-    `bounds` ``[S]`` are upper bounds on the probabilities of all states, good to a factor; zero where supports force it.
     """
 
-    def __init__(self, family: ConditionalFamily) -> None:
+    def __init__(self, family: ConditionalFamily, tolerance: float) -> None:
         require_size(family, "the linear programme")
-        self.num_states = family.num_states
+        self.num_states, self.tolerance = family.num_states, tolerance
         event, context, of_event, first = [], [], [], [0]
         num_events = 0
         for law in family.conditionals:
@@ -89,7 +92,7 @@ class Cone:
         self.context_of_event: Ints = np.concatenate(of_event)
         self.first = first  # of each conditional's contexts
         self.q: Floats = np.concatenate([law.table.numpy().reshape(-1) for law in family.conditionals])
-        self.bounds = self._bounds()
+        self.bounds = self._bounds()  # [S]
 
     @property
     def num_contexts(self) -> int:
@@ -97,15 +100,20 @@ class Cone:
 
     @property
     def possible(self) -> Bools:
-        """Which contexts the supports leave any state."""
+        """Which contexts may have mass, by the bounds."""
         return np.asarray(self._contexts(self.bounds) > 0)
 
-    def cover(self, tolerance: float) -> Cover:
-        """A law within `tolerance` nats of all conditionals, or of as many of their contexts as can be."""
+    def cover(self) -> Cover:
+        """The law, with mass in all contexts that a law of the cone has mass in."""
         units, live = self.bounds, self.possible
         law, covered = np.zeros(self.num_states), np.zeros(self.num_contexts, dtype=bool)
-        for _ in range(_RESCALINGS + 1):
-            found, reached = self._largest_cover(units, live, tolerance)
+        for attempt in range(_RESCALINGS + 1):
+            try:
+                found, reached = self._largest_cover(units, live)
+            except FlexgenError:
+                if attempt:  # in finer units programmes are hard, and most of what they look for is not there
+                    break
+                raise
             if reached.sum() > covered.sum() or not covered.any():
                 law, covered = found, reached
             if not reached.any() or bool(reached[live].all()):
@@ -125,10 +133,10 @@ class Cone:
             off = np.abs(np.log(own) - np.log(stated))
         return float(np.max(np.where((own == 0) & (stated == 0), 0.0, off)))
 
-    def width(self, cover: Cover, tolerance: float) -> float:
+    def width(self, cover: Cover) -> float:
         """How far apart the covering laws lie in a random direction, in their units: zero iff there is one."""
         keep = np.flatnonzero(cover.units)
-        rows = self._rows(cover.units, cover.covered, tolerance)
+        rows = self._rows(cover.units, cover.covered, 2 * self.tolerance)  # so that the law found is well inside
         direction = np.random.default_rng(0).standard_normal(len(keep))
         padded = np.concatenate([direction, np.zeros(rows[0].shape[1] - len(keep))])
         total = np.concatenate([np.full(len(keep), 1 / len(keep)), np.zeros(rows[0].shape[1] - len(keep))])
@@ -140,26 +148,27 @@ class Cone:
         return ends[1] - ends[0]
 
     def _bounds(self) -> Floats:
-        bound = np.ones(self.num_states)
+        bound, slack = np.ones(self.num_states), math.exp(self.tolerance)
         stated = np.flatnonzero(self.q)
         for _ in range(_BOUND_ROUNDS):
             before = bound
             for k in range(len(self.event)):
                 context = np.minimum(self._contexts(bound), 1.0)
-                np.minimum.at(context, self.context_of_event[stated], self._events(bound)[stated] / self.q[stated])
-                bound = np.minimum(bound, (self.q * context[self.context_of_event])[self.event[k]])
-            bound = np.where(bound > 0, np.maximum(bound, 1e-280), 0.0)  # only supports make zeros
+                most = slack * self._events(bound)[stated] / self.q[stated]
+                np.minimum.at(context, self.context_of_event[stated], most)
+                bound = np.minimum(bound, slack * (self.q * context[self.context_of_event])[self.event[k]])
+            bound = np.where(bound > _NONE, bound, 0.0)
             if bool((bound >= 0.5 * before).all()):
                 break
         return bound
 
-    def _largest_cover(self, units: Floats, live: Bools, tolerance: float) -> tuple[Floats, Bools]:
+    def _largest_cover(self, units: Floats, live: Bools) -> tuple[Floats, Bools]:
         """The law (not normalised) with the most contexts at their unit or above."""
         keep, contexts = np.flatnonzero(units), np.flatnonzero(live)
         law, reached = np.zeros(self.num_states), np.zeros(self.num_contexts, dtype=bool)
         if not len(keep):
             return law, reached
-        inequality, equality = self._rows(units, live, tolerance)
+        inequality, equality = self._rows(units, live, self.tolerance)
         count, none = len(contexts), csr_matrix((inequality.shape[0], len(contexts)))
         # One variable more a context: the least of its mass and its unit; their sum is maximised.
         at_most = hstack([csr_matrix((count, len(keep))), -diags(np.ones(count)), diags(np.ones(count))])
@@ -175,7 +184,7 @@ class Cone:
         return law, reached
 
     def _rows(self, units: Floats, live: Bools, tolerance: float) -> tuple[csr_matrix, csr_matrix]:
-        """Inequalities of events and equations of contexts, over the kept states and the masses of the live contexts."""
+        """Inequalities of events and equations of contexts, over kept states and the masses of live contexts."""
         keep, contexts = np.flatnonzero(units), np.flatnonzero(live)
         scale = self._contexts(units)
         place = np.cumsum(live) - 1  # of a live context among them
@@ -197,6 +206,8 @@ class Cone:
             ((weight / expected[rows])[inside], (number[rows[inside]], states[inside])),
             shape=(int(stated.sum()), len(keep)),
         )
+        parts.data[parts.data < _NEGLIGIBLE] = 0.0
+        parts.eliminate_zeros()
         own = place[self.context_of_event[stated]]
         mass = csr_matrix((np.ones(len(own)), (np.arange(len(own)), own)), shape=(len(own), len(contexts)))
         above = hstack([parts, -math.exp(tolerance) * mass])
@@ -212,9 +223,20 @@ class Cone:
 
 def _solve(cost: Floats, inequality: csr_matrix, equality: csr_matrix, right: Floats, bounds: object) -> OptimizeResult:
     """The x of least cost with inequality x <= 0 and equality x = right."""
-    for options in _SOLVERS:
+    for method, presolve, accuracy in _WAYS:
         found = linprog(
-            cost, A_ub=inequality, b_ub=np.zeros(inequality.shape[0]), A_eq=equality, b_eq=right, bounds=bounds, **options
+            cost,
+            A_ub=inequality,
+            b_ub=np.zeros(inequality.shape[0]),
+            A_eq=equality,
+            b_eq=right,
+            bounds=bounds,
+            method=method,
+            options={
+                "presolve": presolve,
+                "primal_feasibility_tolerance": accuracy,
+                "dual_feasibility_tolerance": accuracy,
+            },
         )
         if found.x is not None:
             return found

@@ -10,17 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from flexgen.checks import whole_number
+from flexgen.checks import kind_of, whole_number
 from flexgen.errors import FlexgenError, UnsupportedQueryError
 from flexgen.exact import ConditionalTables
 from flexgen.exact.kernels import Block, as_block
 
-__all__ = ["MAX_STATES", "ConditionalFamily", "ConditionalLaw", "Labels", "as_family"]
+__all__ = ["MAX_STATES", "ConditionalFamily", "ConditionalLaw", "Labels", "as_family", "check_tolerance", "is_number"]
 
 Labels: TypeAlias = Mapping[str, Sequence[Hashable]] | Sequence[Sequence[Hashable]]
 
@@ -76,9 +77,11 @@ class ConditionalFamily:
         *,
         labels: Labels | None = None,
     ) -> None:
-        self.shape = tuple(whole_number("shape", size, 1) for size in shape)
+        self.shape = tuple(whole_number("shape", size, 1) for size in _listed("shape", shape, "one size a site"))
+        what = "(target, observed, table) of each conditional"
         self.conditionals = tuple(
-            _law(f"conditionals[{k}]", self.shape, *entry) for k, entry in enumerate(conditionals)
+            _law(f"conditionals[{k}]", self.shape, entry)
+            for k, entry in enumerate(_listed("conditionals", conditionals, what))
         )
         if not self.shape or math.prod(self.shape) > MAX_STATES:
             raise FlexgenError(
@@ -172,19 +175,46 @@ def as_family(
     )
 
 
-def _law(
-    name: str, shape: tuple[int, ...], target: int | Sequence[int], observed: Sequence[int], table: Tensor
-) -> ConditionalLaw:
+def is_number(value: Any) -> bool:
+    """Whether `value` is a real number (numpy's count too), True and False aside."""
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def check_tolerance(tolerance: Any, unit: str = "nats") -> None:
+    """Refuses what is no tolerance."""
+    if not is_number(tolerance) or not 0 <= tolerance < math.inf:
+        raise FlexgenError("tolerance", f"is {kind_of(tolerance)}", f"Pass a finite number of {unit}, zero or more.")
+
+
+def _listed(name: str, value: Any, what: str) -> tuple[Any, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise FlexgenError(name, f"is {kind_of(value)}", f"List {what}.")
+    return tuple(value)
+
+
+def _law(name: str, shape: tuple[int, ...], entry: Any) -> ConditionalLaw:
     """A stated conditional, checked, with its axes in the order of the sites."""
-    listed = ((target,) if isinstance(target, int) else tuple(target)) + tuple(observed)
-    num_targets = len(listed) - len(tuple(observed))
-    if not num_targets or len(set(listed)) < len(listed) or not all(0 <= site < len(shape) for site in listed):
+    parts = _listed(name, entry, "its target, its observed sites and its table")
+    if len(parts) != 3:
+        raise FlexgenError(name, f"has {len(parts)} parts", "Pass (target, observed, table); observed may be [].")
+    target, observed, table = parts
+    targets = tuple(target) if isinstance(target, Iterable) and not isinstance(target, str) else (target,)
+    observed = _listed(f"{name} observed", observed, "the observed sites, such as [1]")
+    num_targets = len(targets)
+    try:
+        listed = tuple(whole_number(name, site, 0) for site in (*targets, *observed))
+    except FlexgenError:
+        listed = ()
+    if not num_targets or len(set(listed)) < num_targets + len(observed) or max(listed) >= len(shape):
         raise FlexgenError(
             name,
-            f"has target {target} and observed {tuple(observed)}",
+            f"has target {target!r} and observed {observed}",
             f"Name at least one target, and each of the sites 0 to {len(shape) - 1} at most once.",
         )
-    table = torch.as_tensor(table).detach().to("cpu", torch.float64)
+    try:
+        table = torch.as_tensor(table).detach().to("cpu", torch.float64)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise FlexgenError(name, f"has a table that is {kind_of(table)}", "Pass a tensor of probabilities.") from error
     expected = tuple(shape[site] for site in listed)
     if tuple(table.shape) != expected:
         raise FlexgenError(
@@ -216,12 +246,22 @@ def _labels(labels: Labels | None, shape: tuple[int, ...]) -> tuple[tuple[str, .
     default = tuple(f"x{site}" for site in range(len(shape)))
     if labels is None:
         return default, tuple(tuple(range(size)) for size in shape)
+    groups = (
+        labels.values() if isinstance(labels, Mapping) else _listed("labels", labels, "the categories of every site")
+    )
     names = tuple(map(str, labels)) if isinstance(labels, Mapping) else default
-    categories = tuple(tuple(each) for each in (labels.values() if isinstance(labels, Mapping) else labels))
+    categories = tuple(
+        tuple(each) if isinstance(each, str) else _listed("labels", each, "the categories of every site")
+        for each in groups
+    )
     if tuple(map(len, categories)) != shape:
         raise FlexgenError(
             "labels",
             f"name {tuple(map(len, categories))} categories, but the sites have {shape}",
             "Give one label for every category of every site, in the order of the sites.",
         )
+    for name, each in zip(names, categories, strict=True):
+        twice = [label for k, label in enumerate(each) if label in each[:k]]
+        if twice:
+            raise FlexgenError("labels", f"of {name} hold {twice[0]!r} twice", "Give each category a name of its own.")
     return names, categories

@@ -13,10 +13,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from flexgen.checks import kind_of
+from flexgen.compatibility.family import check_tolerance
 from flexgen.errors import FlexgenError
 from flexgen.exact import Gaussian
 
-__all__ = ["GaussianCheck", "GaussianConditionals", "check_gaussian"]
+__all__ = ["GaussianCheck", "GaussianConditionals", "check_gaussian", "require_gaussian"]
 
 
 class GaussianConditionals:
@@ -131,13 +133,28 @@ class GaussianCheck:
         return f"{self.verdict}: {self.explanation}"
 
 
+def require_gaussian(conditionals: object) -> None:
+    """Refuses what are no linear-Gaussian conditionals."""
+    if not isinstance(conditionals, GaussianConditionals):
+        raise FlexgenError(
+            "conditionals",
+            f"is {kind_of(conditionals)}",
+            "Pass GaussianConditionals(coefficients, variances), or GaussianConditionals.of_joint(law).",
+        )
+
+
 def check_gaussian(conditionals: GaussianConditionals, *, tolerance: float = 1e-6) -> GaussianCheck:
     """Decides whether linear-Gaussian conditionals have a joint: b_ij / s_i² symmetric, and positive definite.
 
     Args:
         conditionals: N sites; O(N^3).
         tolerance: differences of b_ij / s_i² and b_ji / s_j², in units of 1 / (s_i s_j), up to this count as rounding.
+
+    Raises:
+        FlexgenError: other conditionals, or a tolerance that is no finite number of zero or more.
     """
+    require_gaussian(conditionals)
+    check_tolerance(tolerance, "1 / (s_i s_j)")
     precision = conditionals.precision
     scale = conditionals.variances.sqrt()
     unit = precision * scale[:, None] * scale  # diagonal 1, as partial correlations

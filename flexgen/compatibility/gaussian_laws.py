@@ -12,8 +12,10 @@ from scipy.linalg import solve_discrete_lyapunov
 from scipy.sparse.linalg import LinearOperator, gmres
 from torch import Tensor
 
-from flexgen.compatibility.gaussian import GaussianConditionals
+from flexgen.checks import whole_number
+from flexgen.compatibility.gaussian import GaussianConditionals, require_gaussian
 from flexgen.compatibility.graph import Floats
+from flexgen.compatibility.scan_orders import weighted_orders
 from flexgen.errors import FlexgenError
 from flexgen.exact import Gaussian
 
@@ -54,6 +56,7 @@ def stationary_gaussian(conditionals: GaussianConditionals, scan: Scan = "random
     A sweep takes a covariance Σ to FΣF' + Q; the fixed point solves a discrete Lyapunov equation. Q being positive
     definite, a fixed point that is positive definite exists iff the sweeps' second moments converge.
     """
+    require_gaussian(conditionals)
     size = conditionals.num_sites
     sweeps = [(weight, *_sweep(conditionals, order)) for weight, order in _orders(scan, size)]
     if len(sweeps) == 1:
@@ -69,9 +72,7 @@ def stationary_gaussian(conditionals: GaussianConditionals, scan: Scan = "random
     covariance = (covariance + covariance.T) / 2
     spectrum = np.linalg.eigvalsh(covariance)
     if not spectrum[0] > 0:
-        raise FlexgenError(
-            "conditionals", "diverge under this scan: no stationary covariance exists", "Shrink the coefficients."
-        )
+        raise _diverges()
     return GaussianLaw(conditionals.mean, torch.from_numpy(covariance), len(sweeps) == 1)
 
 
@@ -101,6 +102,8 @@ def closest_gaussian(conditionals: GaussianConditionals, *, num_iterations: int 
     Raises:
         FlexgenError: if I - B is singular, or the scaling does not converge.
     """
+    require_gaussian(conditionals)
+    whole_number("num_iterations", num_iterations, 1)
     factor = (torch.eye(conditionals.num_sites, dtype=torch.float64) - conditionals.coefficients) / (
         conditionals.variances.sqrt()[:, None]
     )
@@ -126,6 +129,12 @@ def closest_gaussian(conditionals: GaussianConditionals, *, num_iterations: int 
     return ClosestGaussian(joint, max(0.0, objective), residual)
 
 
+def _diverges() -> FlexgenError:
+    return FlexgenError(
+        "conditionals", "diverge under this scan: no stationary covariance exists", "Shrink the coefficients."
+    )
+
+
 def _sweep(conditionals: GaussianConditionals, order: Sequence[int]) -> tuple[Floats, Floats]:
     """F and Q: a sweep takes x - mean to F (x - mean) plus noise of covariance Q."""
     move, noise = np.eye(conditionals.num_sites), np.zeros((conditionals.num_sites,) * 2)
@@ -149,7 +158,10 @@ def _mixed(sweeps: list[tuple[float, Floats, Floats]], size: int) -> Floats:
 
     if size <= _DIRECT_SITES:
         matrix = np.eye(size * size) - sum(weight * np.kron(move, move) for weight, move, _ in sweeps)
-        return np.asarray(np.linalg.solve(matrix, right.reshape(-1)).reshape(size, size))
+        try:
+            return np.asarray(np.linalg.solve(matrix, right.reshape(-1)).reshape(size, size))
+        except np.linalg.LinAlgError as error:
+            raise _diverges() from error
     operator = LinearOperator((size * size,) * 2, matvec=balance, dtype=np.float64)
     solved, failed = gmres(operator, right.reshape(-1), rtol=1e-13, atol=0.0, restart=100, maxiter=50)
     if failed:
@@ -159,15 +171,8 @@ def _mixed(sweeps: list[tuple[float, Floats, Floats]], size: int) -> Floats:
 
 def _orders(scan: Scan, size: int) -> list[tuple[float, tuple[int, ...]]]:
     """A scan as orders with weights; together they update every site."""
-    if isinstance(scan, str):
-        if scan != "random":
-            raise FlexgenError("scan", f"is {scan!r}", "Say 'random', an order such as (0, 1, 2), or a mixture.")
-        return [(1 / size, (site,)) for site in range(size)]
-    weighted = dict(scan) if isinstance(scan, Mapping) else {tuple(int(site) for site in scan): 1.0}
-    weights = list(weighted.values())
-    if not weights or min(weights) < 0 or abs(sum(weights) - 1) > 1e-9:
-        raise FlexgenError("scan", f"has weights {weights}", "Give every order a probability; they sum to 1.")
-    orders = [(weight, order) for order, weight in weighted.items() if weight]
-    if {site for _, order in orders for site in order} != set(range(size)):
-        raise FlexgenError("scan", f"is {scan!r}", f"Update each of the sites 0 to {size - 1}, and no other.")
-    return orders
+    orders = weighted_orders(scan, [(site,) for site in range(size)], size)
+    blocks = [block for _, order in orders for block in order]
+    if max(map(len, blocks)) > 1 or {block[0] for block in blocks} != set(range(size)):
+        raise FlexgenError("scan", f"is {scan!r}", f"Update each of the sites 0 to {size - 1}, one at a time.")
+    return [(weight, tuple(block[0] for block in order)) for weight, order in orders]

@@ -4,8 +4,8 @@ If some of the conditionals chain to a joint, p(x_P1) p(x_P2 | x_P1) .., that jo
 others are compared with it: exact, any size. For positive conditionals p(x_i | x_C) of single sites this is the
 circulation criterion, p(i|C) p(j|C,i) = p(j|C) p(i|C,j) for every C, i and j.
 
-Otherwise the joints are a cone of solutions r >= 0 of linear inequalities (`flexgen.compatibility.cone`), and one of them
-has mass wherever any has: compatible iff that is everywhere, weakly compatible iff it is anywhere.
+Otherwise the joints are the solutions r >= 0 of linear inequalities (`flexgen.compatibility.cone`), and one of them has
+mass wherever any has: compatible iff that is everywhere, weakly compatible iff it is anywhere.
 """
 
 from __future__ import annotations
@@ -84,17 +84,17 @@ def check_chain(family: ConditionalFamily, chain: list[ConditionalLaw], toleranc
 
 def check_linear(family: ConditionalFamily, tolerance: float) -> GeneralCheck:
     """Decides by linear programmes; families of up to `closest_linear.MAX_LINEAR_STATES` states."""
-    cone = Cone(family)
     # Most families that have a joint have it to the solver's accuracy, which makes for a better joint.
     for nats in sorted({SOLVER_NATS, max(SOLVER_NATS, tolerance)}):
-        cover = cone.cover(nats)
+        cone = Cone(family, nats)
+        cover = cone.cover()
         if bool(cover.covered[cone.possible].all()):
             break
     if not cover.covered.any():
         return GeneralCheck(None, False, False, _no_law(family, tolerance))
     joint = torch.from_numpy(cover.law).view(family.shape)
     # One joint: the laws of the cone differ about as little as the tolerance; several: they differ as far as they can.
-    unique = cone.width(cover, nats) < math.sqrt(nats * family.num_states)
+    unique = cone.width(cover) < math.sqrt(nats * family.num_states)
     covers = bool(cover.covered.all())
     return GeneralCheck(joint, covers, unique, None if covers else _uncovered(family, joint))
 

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flexgen.checks import kind_of, whole_number
 from flexgen.compatibility.family import ConditionalFamily, ConditionalLaw
 from flexgen.compatibility.graph import Floats
+from flexgen.errors import FlexgenError
 
 __all__ = ["Rectangle", "rectangle_rank", "worst_rectangle"]
 
@@ -41,8 +43,14 @@ def rectangle_rank(shape: Sequence[int]) -> int:
     """How many independent rectangle constraints all complete conditionals over `shape` must satisfy.
 
     Σ_i (V_i - 1) Π_{j≠i} V_j - (Π V - 1): the free parameters of the conditionals less those of a joint; for N sites of
-    V categories N V^(N-1) (V-1) - (V^N - 1). The degrees of freedom of a likelihood ratio test of compatibility.
+    V categories N V^(N-1) (V-1) - (V^N - 1). The degrees of freedom of tests of compatibility.
+
+    Raises:
+        FlexgenError: a shape that is not one size a site, each at least one.
     """
+    if not hasattr(shape, "__len__") or isinstance(shape, str | bytes):
+        raise FlexgenError("shape", f"is {kind_of(shape)}", "Pass the number of categories of every site: (2, 3).")
+    shape = [whole_number("shape", size, 1) for size in shape]
     num_states = math.prod(shape)
     return sum(num_states // size * (size - 1) for size in shape) - (num_states - 1)
 

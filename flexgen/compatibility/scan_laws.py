@@ -12,28 +12,26 @@ still converges, to the *pseudo-Gibbs* law of its scan, and scans differ (Hecker
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import LinearOperator, gmres
 from torch import Tensor
 
-from flexgen.checks import whole_number
-from flexgen.compatibility.family import MAX_STATES, ConditionalFamily
-from flexgen.compatibility.graph import Floats, closed_components, line_numbers
+from flexgen.compatibility.cycles import check_graph
+from flexgen.compatibility.family import ConditionalFamily, as_family, check_tolerance
+from flexgen.compatibility.scan_chain import Scan, ScanChain
+from flexgen.compatibility.scan_solvers import ROUNDING, eliminated, krylov, spectral_gap
 from flexgen.errors import FlexgenError
-from flexgen.exact import kernels
-from flexgen.exact.kernels import Block, HasBlockTables
+from flexgen.exact import ConditionalTables, JointTable
+from flexgen.exact.kernels import HasBlockTables
 
 __all__ = ["Scan", "ScanDivergence", "closed_classes", "scan_divergence", "stationary"]
 
-Scan: TypeAlias = Literal["random"] | Iterable[Block] | Mapping[tuple[Block, ...], float]
-
 _DENSE_ENTRIES = 1 << 16  # a class of up to 256 states is eliminated state by state, accurate in every entry
-_WARM_UP, _KRYLOV, _RESTARTS, _SMOOTHING = 20, 80, 25, 20
+_ELIMINATED_ENTRIES = 1 << 21  # of a class that nothing else solves: some seconds
+_ACCURATE = 1e-9  # errors of a law beyond which something better is looked for
+_SAME_NATS = 1e-12
 
 
 def stationary(
@@ -47,29 +45,46 @@ def stationary(
             An order such as ``(0, 1, 2)`` or ``((0, 2), 1)``: the law at the end of a sweep that updates x_0, then x_1,
             then x_2. A mixture ``{(0, 1, 2): 0.5, (2, 1, 0): 0.5}``: each sweep takes an order with its probability.
         closed_class: which of several closed classes (numbered as in `closed_classes`) the chain runs in.
-        tolerance: the result is checked: the total variation of πK against π must not exceed it.
+        tolerance: the result is checked: the total variation of πK against π must not exceed it, nor that over
+            1 - |λ_2|, which is about the error of π, its square root (1e-6).
 
     Raises:
         FlexgenError: more than 2^16 states; a chain with several closed classes, each with its own law, where none was
-            chosen; no convergence.
+            chosen; a chain that mixes too slowly; a tolerance or a scan that is none; a random scan of a family with
+            two conditionals of one target.
 
     Classes of up to 256 states are eliminated state by state without subtractions (Grassmann, Taksar & Heyman 1985), so
     even tiny probabilities are accurate relative to their size. Larger ones are solved by GMRES on π(I - K) = 0; K is
-    never formed, and each product costs O(N S). Its error is of the size of the residual over 1 - |λ_2|. Transient
-    states get exactly zero.
+    never formed, and each product costs O(N S). Where the chain mixes so slowly that this is no good, the joint of the
+    conditionals is taken if they have one to rounding; else up to 1448 states are eliminated all the same, in seconds.
+    Transient states get exactly zero.
     """
-    chain = _Chain(tables, scan)
+    check_tolerance(tolerance, "total variation")
+    chain = ScanChain(tables, scan)
     members = chain.members(closed_class)
     size = len(members)
     if size * max(size, chain.num_states // 16) <= _DENSE_ENTRIES:
-        points = torch.zeros(size, chain.num_states, dtype=torch.float64)
-        points[torch.arange(size), torch.from_numpy(members)] = 1.0
-        moved = chain.move(points.view(size, *chain.shape)).reshape(size, -1)  # contiguous only if the tables are
-        rows = moved[:, torch.from_numpy(members)]
-        law = torch.zeros(chain.num_states, dtype=torch.float64)
-        law[torch.from_numpy(members)] = kernels.stationary(rows / rows.sum(-1, keepdim=True), tolerance=tolerance)
-        return law.view(chain.shape)
-    return _krylov(chain, members, tolerance)
+        return eliminated(chain, members, tolerance)
+    if isinstance(tables, JointTable):
+        return _restricted(tables.p, members)  # every scan leaves it as it is
+    law, residual = krylov(chain, members, tolerance)
+    gap = spectral_gap(chain, members, law)
+    error = max(residual, ROUNDING) / gap
+    if residual <= tolerance and error <= _ACCURATE:
+        return law
+    joint = _joint(tables)
+    if joint is not None:
+        return _restricted(joint, members)
+    if size * chain.num_states <= _ELIMINATED_ENTRIES:
+        return eliminated(chain, members, max(tolerance, ROUNDING * size))
+    if residual <= tolerance and error <= math.sqrt(tolerance):
+        return law
+    raise FlexgenError(
+        "tables",
+        f"mix too slowly under this scan: 1 - |λ_2| is about {gap:.2g}, so the law is known to {error:.2g} in total "
+        f"variation, not to {math.sqrt(tolerance):.2g}",
+        "Raise the tolerance, or update sites that hang together as one block.",
+    )
 
 
 def closed_classes(tables: HasBlockTables, scan: Scan = "random") -> Tensor:
@@ -77,7 +92,7 @@ def closed_classes(tables: HasBlockTables, scan: Scan = "random") -> Tensor:
 
     Each class has a stationary law of its own, and the chain ends up in one of them.
     """
-    chain = _Chain(tables, scan)
+    chain = ScanChain(tables, scan)
     return torch.from_numpy(chain.classes()).view(chain.shape)
 
 
@@ -115,122 +130,24 @@ def _kl(p: Tensor, q: Tensor) -> float:
     return float((torch.special.xlogy(p, p / q) - p + q).sum().clamp_min(0.0) + (1 - q.sum()).clamp_min(0.0))
 
 
-class _Chain:
-    """A scan as a mixture of orders of blocks, and how it moves laws."""
-
-    def __init__(self, tables: HasBlockTables, scan: Scan) -> None:
-        self.tables, self.shape = tables, tuple(tables.shape)
-        self.num_states = math.prod(self.shape)
-        if self.num_states > MAX_STATES:
-            raise FlexgenError(
-                "tables",
-                f"have {self.num_states} states, but exact laws take at most {MAX_STATES} (2^16)",
-                "Take blocks of fewer sites, or compare draws of different scans.",
-            )
-        self.orders = _orders(tables, scan)  # (weight, order)
-
-    def move(self, law: Tensor) -> Tensor:
-        """The law after one sweep (or one step of a random scan)."""
-        moved = torch.zeros((), dtype=torch.float64)
-        for weight, order in self.orders:
-            moved = moved + weight * kernels.sweep(law, self.tables, order)
-        return moved
-
-    def classes(self) -> np.ndarray:
-        """The closed class of every state, int64 ``[S]``, -1 where it is transient."""
-        blocks = {block for _, order in self.orders for block in order}
-        tables = {block: self.tables.block_table(block) for block in blocks}
-        updated = {site for block in blocks for site in block}
-        if len(updated) == len(self.shape) and all(bool((table > 0).all()) for table in tables.values()):
-            return np.zeros(self.num_states, dtype=np.int64)
-        # Nodes: the states between sweeps, then for every update its lines and the states that it leads to.
-        states, num_nodes = np.arange(self.num_states), self.num_states
-        sources, sinks = [], []
-        for _, order in self.orders:
-            now = 0  # where the states before this update begin
-            for k, block in enumerate(order):
-                line, num_lines = line_numbers(self.shape, block)
-                then = 0 if k == len(order) - 1 else num_nodes + num_lines
-                positive = (tables[block] > 0).expand(self.shape).numpy().reshape(-1)
-                sources += [now + states, (num_nodes + line)[positive]]
-                sinks += [num_nodes + line, then + states[positive]]
-                num_nodes += num_lines + (self.num_states if then else 0)
-                now = then
-        label = closed_components(num_nodes, np.concatenate(sources), np.concatenate(sinks))[: self.num_states]
-        number = np.unique(label[label >= 0], return_inverse=True)[1]
-        label[label >= 0] = number
-        return label
-
-    def members(self, closed_class: int | None) -> np.ndarray:
-        """The states, ascending, of the closed class that is asked for."""
-        label = self.classes()
-        count = int(label.max()) + 1
-        if closed_class is None and count > 1:
-            updated = {site for _, order in self.orders for block in order for site in block}
-            still = [site for site in range(len(self.shape)) if site not in updated]
-            starts = [tuple(map(int, np.unravel_index(int((label == k).argmax()), self.shape))) for k in range(2)]
-            reason = f"site {still[0]} is never updated" if still else f"{starts[0]} never leads to {starts[1]}"
-            raise FlexgenError(
-                "scan",
-                f"gives a reducible chain of {count} closed classes of states ({reason}), each with its own law",
-                f"Choose one by closed_class=0 to {count - 1}; closed_classes(tables, scan) shows them.",
-            )
-        chosen = whole_number("closed_class", 0 if closed_class is None else closed_class, 0)
-        if chosen >= count:
-            raise FlexgenError("closed_class", f"is {chosen}", f"This chain has classes 0 to {count - 1}.")
-        return np.flatnonzero(label == chosen)
+def _restricted(joint: Tensor, members: np.ndarray) -> Tensor:
+    """An invariant law, given that the chain is in one closed class."""
+    inside = torch.zeros(joint.numel(), dtype=torch.bool)
+    inside[torch.from_numpy(members)] = True
+    law = torch.where(inside.view(joint.shape), joint, 0.0)
+    return law / law.sum()
 
 
-def _krylov(chain: _Chain, members: np.ndarray, tolerance: float) -> Tensor:
-    """π(I - K) = 0 with Σ π = 1, by restarted GMRES on the states of one closed class."""
-    start = torch.zeros(chain.num_states, dtype=torch.float64)
-    start[torch.from_numpy(members)] = 1 / len(members)
-    law = start.view(chain.shape)
-    for _ in range(_WARM_UP):
-        law = chain.move(law)
+def _joint(tables: HasBlockTables) -> Tensor | None:
+    """The joint of complete conditionals, if they have one to rounding.
 
-    def moved(vector: Floats) -> Floats:
-        return np.asarray(chain.move(torch.from_numpy(vector).view(chain.shape)).flatten())
-
-    def balance(vector: Floats) -> Floats:  # π - πK + (Σ π) law: singular no more, and solved by Σ π = 1
-        vector = vector.reshape(-1)
-        return vector - moved(vector) + float(vector.sum()) * right
-
-    right = law.flatten().numpy()
-    operator = LinearOperator((chain.num_states,) * 2, matvec=balance, dtype=np.float64)
-    solution, accuracy = right, 0.1 * tolerance / math.sqrt(chain.num_states)  # |v|_1 <= sqrt(S) |v|_2
-    for _ in range(_RESTARTS):
-        solution, _ = gmres(operator, right, x0=solution, rtol=0.0, atol=accuracy, restart=_KRYLOV, maxiter=1)
-        law = torch.from_numpy(solution).clamp_min(0.0).view(chain.shape)
-        for _ in range(_SMOOTHING):  # entries below the solver's accuracy come right by moving the law along
-            law = chain.move(law)
-        law = law / law.sum()
-        error = 0.5 * float((chain.move(law) - law).abs().sum())
-        if error <= tolerance:
-            return law
-        solution = law.flatten().numpy()
-    raise FlexgenError(
-        "tables",
-        f"mix too slowly under this scan: πK is {error:.3g} from π in total variation, above {tolerance:.3g}",
-        "Raise the tolerance, or update sites that hang together as one block.",
-    )
-
-
-def _orders(tables: HasBlockTables, scan: Scan) -> list[tuple[float, tuple[tuple[int, ...], ...]]]:
-    """A scan as orders with weights that sum to one."""
-    num_sites = len(tables.shape)
-    if isinstance(scan, str):
-        if scan != "random":
-            raise FlexgenError("scan", f"is {scan!r}", "Say 'random', an order such as (0, 1, 2), or a mixture.")
-        blocks: Sequence[Block] = tables.blocks if isinstance(tables, ConditionalFamily) else range(num_sites)
-        weighted: dict[tuple[Block, ...], float] = {(block,): 1 / len(blocks) for block in blocks}
-    elif isinstance(scan, Mapping):
-        weighted = dict(scan)
-    else:
-        weighted = {tuple(scan): 1.0}
-    weights = list(weighted.values())
-    if not weights or min(weights) < 0 or abs(sum(weights) - 1) > 1e-9:
-        raise FlexgenError("scan", f"has weights {weights}", "Give every order a probability; they sum to 1.")
-    if not all(weighted):
-        raise FlexgenError("scan", "holds an empty order", "Name the sites that a sweep updates, in order.")
-    return [(w, tuple(kernels.as_block(block, num_sites) for block in order)) for order, w in weighted.items() if w]
+    However slowly a chain mixes, relative errors of the entries of its kernel change its law by no more than 2 S times
+    as much (O'Cinneide 1993). So the law of conditionals that are compatible but for 1e-12 is their joint.
+    """
+    if not isinstance(tables, ConditionalTables | ConditionalFamily):
+        return None
+    family = as_family(tables)
+    found = check_graph(family, _SAME_NATS) if family.is_complete else None
+    if found is None or found.joint is None or not found.covers:
+        return None
+    return torch.from_numpy(found.joint).view(family.shape)

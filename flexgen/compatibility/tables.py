@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from flexgen.compatibility.cycles import check_graph
-from flexgen.compatibility.family import ConditionalFamily, Labels, as_family
+from flexgen.compatibility.family import ConditionalFamily, Labels, as_family, check_tolerance
 from flexgen.compatibility.general import check_chain, check_linear, find_chain
 from flexgen.compatibility.odds import worst_rectangle
 from flexgen.compatibility.violation import Violation
-from flexgen.errors import FlexgenError
 from flexgen.exact import ConditionalTables, JointTable
 
 __all__ = ["TableCheck", "Verdict", "check_tables"]
@@ -68,19 +67,21 @@ def check_tables(
     Args:
         tables: all complete conditionals, or any family of p(x_P | x_C); at most 2^16 states.
         labels: the users' words for sites and categories, as in `ConditionalFamily` (which carries its own).
-        tolerance: nats; loops of log ratios that sum to no more than this count as rounding. Tables rounded to d digits
-            carry errors of about 10^-d over their smallest positive entry.
+        tolerance: nats; loops of log ratios that sum to no more than this count as rounding, or, of a family that
+            marginalises sites out, differences of a joint's log conditionals from those stated (of linear programmes
+            1e-8 at least, their accuracy). Tables rounded to d digits carry errors of about 10^-d over their smallest
+            positive entry.
 
     Raises:
-        FlexgenError: more than 2^16 states, or a family that needs a linear programme that is too large.
+        FlexgenError: more than 2^16 states, a family that needs a linear programme that is too large, or a tolerance
+            that is no finite number of zero or more.
 
     Complete conditionals are decided on the graph of their states (`flexgen.compatibility.cycles`), zeros included:
     O(S) states and edges, no loop over them. Families that marginalise sites out are decided by the chain rule where
     some of them chain to a joint, else by linear programmes (`flexgen.compatibility.general`), up to 2^11 states.
     """
     family = as_family(tables, labels)
-    if not tolerance >= 0:
-        raise FlexgenError("tolerance", f"is {tolerance}", "Pass nats, zero or more.")
+    check_tolerance(tolerance)
     if not family.is_complete:
         return _check_general(family, tolerance)
     found = check_graph(family, tolerance)

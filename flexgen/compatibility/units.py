@@ -14,6 +14,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from flexgen.checks import kind_of
 from flexgen.errors import DataError
 from flexgen.space import Space
 
@@ -73,6 +74,8 @@ def cut(draws: Mapping[str, Tensor], unit: Unit = "auto", space: Space | None = 
     Raises:
         DataError: other shapes; chains that follow on each other (the axes are swapped); fewer than 8 units of a scan.
     """
+    if not isinstance(draws, Mapping):
+        raise DataError("draws", f"is {kind_of(draws)}", "Pass the draws by name of scan: {'forward': .., 'back': ..}.")
     chains = {name: _checked(name, values, space) for name, values in draws.items()}
     if len(chains) < 2:
         raise DataError("draws", f"holds {len(chains)} scan(s)", "Pass the draws of two scans or more, by name.")
@@ -85,7 +88,8 @@ def cut(draws: Mapping[str, Tensor], unit: Unit = "auto", space: Space | None = 
         unit = "chain" if many else max(_block_length(name, values) for name, values in chains.items())
     if unit == "chain":
         units, kind = chains, "whole chains"
-    elif isinstance(unit, int) and not isinstance(unit, bool) and unit >= 1:
+    elif hasattr(unit, "__index__") and not isinstance(unit, bool | Tensor) and unit >= 1:
+        unit = int(unit)
         units = {name: _blocks(values, unit) for name, values in chains.items()}
         kind = f"blocks of {unit} draws"
     else:
@@ -138,7 +142,10 @@ def unit_means(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _checked(name: str, draws: Tensor, space: Space | None) -> Tensor:
-    values = torch.as_tensor(draws).detach()
+    try:
+        values = torch.as_tensor(draws).detach()
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise DataError(f"draws[{name!r}]", f"is {kind_of(draws)}", "Pass a tensor [chains, draws, N].") from error
     if values.ndim < 3 or min(values.shape[:3]) < 1 or values.shape[1] < 2:
         raise DataError(
             f"draws[{name!r}]", f"has shape {tuple(values.shape)}", "Pass [chains, draws, N], two draws or more."

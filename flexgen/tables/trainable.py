@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from flexgen.checks import kind_of
 from flexgen.conditional import MarginalConditional
+from flexgen.errors import FlexgenError
 from flexgen.query import Query
 from flexgen.rng import Randomness
 from flexgen.space import Space
@@ -26,12 +28,17 @@ class TrainableTable(nn.Module, MarginalConditional):
     Args:
         conditional: ``model.conditional()`` of a fitted `TableModel`.
 
+    Raises:
+        FlexgenError: another conditional.
+
     >>> network = TrainableTable(model.conditional())  # doctest: +SKIP
     >>> train(network, objective, TensorData(model.schema.encode(df)))  # doctest: +SKIP
     """
 
     def __init__(self, conditional: TableConditional) -> None:
         super().__init__()
+        if not isinstance(conditional, TableConditional):
+            raise FlexgenError("conditional", f"is {kind_of(conditional)}", "Pass model.conditional() of a TableModel.")
         self.conditional = conditional
 
     @property

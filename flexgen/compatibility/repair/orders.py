@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flexgen import rng
-from flexgen.checks import whole_number
+from flexgen.checks import kind_of, whole_number
 from flexgen.compatibility.repair.finite_joint import FiniteJoint
 from flexgen.conditional import CanSample, Conditional, HasLogProb, HasMarginals
 from flexgen.errors import FlexgenError, UnsupportedQueryError
@@ -45,6 +45,9 @@ class OrderEnsemble(FiniteJoint):
             raise UnsupportedQueryError(
                 "conditional", f"{type(conditional).__name__} has no density", "Pass one with marginals()."
             )
+        if not isinstance(orders, Tensor) or orders.is_floating_point() or orders.dtype == torch.bool:
+            what = f"of {orders.dtype}" if isinstance(orders, Tensor) else kind_of(orders)
+            raise FlexgenError("orders", f"is {what}", "Pass an int64 tensor, [N] or [M, N].")
         orders = orders[None] if orders.ndim == 1 else orders
         sites = torch.arange(self.space.num_sites, device=orders.device)
         if (

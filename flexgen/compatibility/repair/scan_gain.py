@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flexgen.checks import kind_of
 from flexgen.compatibility.scan_laws import stationary
 from flexgen.errors import FlexgenError
 from flexgen.exact import ConditionalTables, JointTable
@@ -59,10 +60,19 @@ def random_scan(tables: ConditionalTables) -> RandomScan:
         tables: all complete conditionals, of at most 2^16 states: a small model, or a block of sites of a large one
             (`exact_blocks`).
 
+    Raises:
+        FlexgenError: other conditionals, or what `stationary` raises.
+
     Of a large network one has the law by its draws: ``GibbsSampler(network, scan=scans.random())``.
 
     What stays: nothing is trained; draws cost what any scan's do. What changes: the law, and with it every conditional.
     """
+    if not isinstance(tables, ConditionalTables):
+        raise FlexgenError(
+            "tables",
+            f"is {kind_of(tables)}",
+            "Pass fg.exact.ConditionalTables, all complete conditionals: of other families the gain has no such bound.",
+        )
     law = stationary(tables, "random")
     joint = JointTable(law)
     gains = torch.zeros_like(law)
