@@ -89,12 +89,13 @@ class Bench:
     processes: int
     seed: int
     num_steps: int
+    scheduler: str | None
     most_evaluations: int
     full_model: str
     network: MazeFeatures
 
     def jobs(self, setting: Setting, plan: Plan, num_steps: int, **how: Any) -> list[Job]:
-        first = replace(Job(self.model, self.clips[0], plan, num_steps), **how)
+        first = replace(Job(self.model, self.clips[0], plan, num_steps, self.scheduler), **how)
         chosen = self.clips[: setting.num_videos]
         return [replace(first, clip=clip, seed=self.seed + number) for number, clip in enumerate(chosen)]
 
@@ -154,7 +155,7 @@ Way = tuple[Plan, list[Job]]
 def plans_part(bench: Bench, setting: Setting, window: int) -> None:
     plans = {name: make(setting.num_frames, setting.num_given, window) for name, make in PLANS.items()}
     ways = {name: (plan, bench.jobs(setting, plan, bench.num_steps)) for name, plan in plans.items()}
-    compare(f"Plans, {bench.num_steps} steps", ways, bench, setting, window)
+    compare(f"Plans, {bench.num_steps} steps of {bench.scheduler or 'the default'}", ways, bench, setting, window)
 
 
 def fdm_part(bench: Bench, setting: Setting, window: int) -> None:
@@ -204,7 +205,11 @@ def drift_part(bench: Bench, setting: Setting, window: int) -> None:
         seams[name] |= {"evals": Score(made.evaluations), "CPU s": made.seconds}
         print(f"  {name} done", flush=True)
     how = f"{setting.num_videos} videos of {setting.num_frames} frames, {setting.num_given} given"
-    print(format_table(f"\nDrift: {how}, {bench.num_steps} steps, windows of {window}", rows))
+    print(
+        format_table(
+            f"\nDrift: {how}, {bench.num_steps} steps of {bench.scheduler or 'the default'}, windows of {window}", rows
+        )
+    )
     print(format_table("Change across seams over change inside, and cost", seams))
 
 
@@ -221,6 +226,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, help="of a video; default 48, 44, 300, 1000 and 48")
     parser.add_argument("--given", type=int, help="frames given at the start; default 12, 12, 36, 36 and 12")
     parser.add_argument("--num-steps", type=int, default=10, help="steps of plans and drift")
+    parser.add_argument("--scheduler", help="of plans and drift; default: the pipeline's")
     parser.add_argument("--most-evaluations", type=int, default=100)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
@@ -235,6 +241,7 @@ def main() -> None:
         arguments.processes,
         arguments.seed,
         arguments.num_steps,
+        arguments.scheduler,
         arguments.most_evaluations,
         arguments.full_model,
         MazeFeatures.pretrained(),
