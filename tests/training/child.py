@@ -42,7 +42,7 @@ def main() -> None:
         network.double()  # so that the order of summation shows in the last digits only
     data = Watched(data, delay)
     train(network, objective, data, toy.everything_on(), held_out=held_out, directory=directory / "run", resume=True)
-    seen = {"rows": torch.stack(data.seen[1:])} if several else {}  # the first is the fingerprint's
+    seen = {"rows": torch.stack(data.seen[2:])} if several else {}  # two more: a look at the data, a fingerprint
     safetensors.torch.save_file({**network.state_dict(), **seen}, directory / f"result-{rank}.safetensors")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
