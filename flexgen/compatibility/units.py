@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from scipy import stats
 from torch import Tensor
@@ -88,10 +89,10 @@ def cut(draws: Mapping[str, Tensor], unit: Unit = "auto", space: Space | None = 
         unit = "chain" if many else max(_block_length(name, values) for name, values in chains.items())
     if unit == "chain":
         units, kind = chains, "whole chains"
-    elif hasattr(unit, "__index__") and not isinstance(unit, bool | Tensor) and unit >= 1:
-        unit = int(unit)
-        units = {name: _blocks(values, unit) for name, values in chains.items()}
-        kind = f"blocks of {unit} draws"
+    elif isinstance(unit, int | np.integer) and not isinstance(unit, bool) and unit >= 1:
+        length = int(unit)
+        units = {name: _blocks(values, length) for name, values in chains.items()}
+        kind = f"blocks of {length} draws"
     else:
         raise DataError("unit", f"is {unit!r}", "Pass 'auto', 'chain', or the number of draws of a block.")
     for name, values in units.items():

@@ -146,7 +146,7 @@ def test_compatibility_of_scans_that_hardly_mix(size: int, coupling: float) -> N
     joint = check_tables(tables).joint
     assert joint is not None
     for scan in ("random", (0, 1)):
-        assert 0.5 * float((stationary(tables, scan) - joint.p).abs().sum()) < 1e-9  # type: ignore[arg-type]
+        assert 0.5 * float((stationary(tables, scan) - joint.p).abs().sum()) < 1e-9
     assert scan_divergence(tables, "random", (0, 1)).tv < 1e-9
     torch.testing.assert_close(stationary(joint), joint.p, rtol=0, atol=1e-16)
 
@@ -193,19 +193,19 @@ def test_compatibility_two_conditionals_of_one_target() -> None:
 )
 def test_compatibility_scans_that_are_none(scan: object, message: str) -> None:
     with pytest.raises(FlexgenError, match=message):
-        stationary(PRESS, scan)  # type: ignore[arg-type]
+        stationary(PRESS, scan)
 
 
 def test_compatibility_exact_arguments() -> None:
     half = torch.full((2, 2), 0.5)
     for tables in (torch.ones(2, 2), [half, half]):
         with pytest.raises(FlexgenError, match="tables: is a"):
-            stationary(tables)  # type: ignore[arg-type]
+            stationary(tables)
     for tolerance in (math.nan, math.inf, -1.0, "a", True):
         with pytest.raises(FlexgenError, match="tolerance: is"):
-            check_tables(SIX, tolerance=tolerance)  # type: ignore[arg-type]
+            check_tables(SIX, tolerance=tolerance)
         with pytest.raises(FlexgenError, match="tolerance: is"):
-            stationary(SIX, tolerance=tolerance)  # type: ignore[arg-type]
+            stationary(SIX, tolerance=tolerance)
     entries = [
         ((0, half), r"conditionals\[0\]: has 2 parts"),
         (("a", [1], half), r"conditionals\[0\]: has target 'a'"),
@@ -216,11 +216,11 @@ def test_compatibility_exact_arguments() -> None:
     ]
     for entry, message in entries:
         with pytest.raises(FlexgenError, match=message):
-            ConditionalFamily((2, 2), [entry])  # type: ignore[list-item]
+            ConditionalFamily((2, 2), [entry])
     with pytest.raises(FlexgenError, match="shape: is 4"):
-        ConditionalFamily(4, [])  # type: ignore[arg-type]
+        ConditionalFamily(4, [])
     for labels in ([1, 2], 3):
         with pytest.raises(FlexgenError, match="labels: is"):
-            check_tables(random_tables((2, 2), 0), labels=labels)  # type: ignore[arg-type]
+            check_tables(random_tables((2, 2), 0), labels=labels)
     with pytest.raises(FlexgenError, match="labels: of x1 hold 'a' twice"):
         check_tables(random_tables((2, 2), 0), labels=["ab", "aa"])

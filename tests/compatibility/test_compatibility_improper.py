@@ -55,7 +55,7 @@ def test_compatibility_of_exponentials_in_a_box() -> None:
     expected = torch.exp(-x[:, None] * x)
     torch.testing.assert_close(found.joint.p, expected / expected.sum(), rtol=1e-10, atol=0)
     for scan in ("random", (0, 1), (1, 0)):
-        torch.testing.assert_close(stationary(tables, scan), found.joint.p, rtol=0, atol=1e-10)  # type: ignore[arg-type]
+        torch.testing.assert_close(stationary(tables, scan), found.joint.p, rtol=0, atol=1e-10)
     assert closest_joint(tables).objective < 1e-9
 
 
