@@ -19,20 +19,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["conditionals", "degrees_of_freedom", "fit_likelihood", "fit_wald", "likelihood_ratio", "redraw", "totals"]
+__all__ = ["conditionals", "fit_likelihood", "fit_wald", "likelihood_ratio", "redraw", "totals"]
 
 _CHUNK_ENTRIES = 1 << 22  # float64 entries of [R, S, S] held at once: 32 MiB
 _MAX_STEPS = 50
-
-
-def degrees_of_freedom(shape: Sequence[int]) -> int:
-    """How many independent equations compatibility puts on complete conditionals of positive tables.
-
-    Of the N S logarithms, f and the g_i explain S + sum_i S / V_i - 1. With equal sizes V this is
-    N V^(N-1) (V-1) - (V^N - 1); for two sites, (V_0 - 1) (V_1 - 1).
-    """
-    num_states = math.prod(shape)
-    return len(shape) * num_states - num_states - sum(num_states // size for size in shape) + 1
 
 
 def fit_wald(counts: Tensor) -> tuple[Tensor, Tensor]:
