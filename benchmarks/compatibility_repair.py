@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 import flexgen as fg
 from benchmarks.compatibility_null import Transformer
-from flexgen.compatibility import circulation, rectangles, scan_divergence
+from flexgen.compatibility import circulation, exact_blocks, rectangles, scan_divergence
 from flexgen.compatibility.repair import (
     ConsistencyPenalty,
     FiniteJoint,
@@ -133,15 +133,8 @@ def sequence_task() -> Task:
 @torch.no_grad()
 def tables_of(network: nn.Module) -> ConditionalTables:
     """All complete conditionals of a network, float64."""
-    states = network.space.states()
-    shape = network.space.num_categories
-    tables = []
-    for site in range(len(shape)):
-        query = Query.complete(site, num_sites=len(shape)).expand(len(states))
-        answers = [network.marginals(x, query[: len(x)]).log_prob(x)[:, site] for x in states.split(1 << 13)]
-        table = torch.cat(answers).double().exp().view(shape)
-        tables.append(table / table.sum(site, keepdim=True))
-    return ConditionalTables(tables)
+    sites = torch.arange(network.space.num_sites)
+    return exact_blocks(network, network.space.states()[:1], sites, rounding=ROUNDING).tables[0]
 
 
 def trained(network: nn.Module, objective: Objective, task: Task, steps: int, lr: float, seed: int) -> float:

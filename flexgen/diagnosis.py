@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from flexgen import rng
-from flexgen.checks import kind_of, randomness
+from flexgen.checks import kind_of
 from flexgen.compatibility import measurement
 from flexgen.compatibility.budget import DEFAULT_FORWARDS, Plan, budget_of, make_plan
-from flexgen.compatibility.network_arguments import check_level, check_margin
+from flexgen.compatibility.network_arguments import check_level, check_margin, checked_seed
 from flexgen.compatibility.report import Report
 from flexgen.compatibility.rounding import Rounding
 from flexgen.compatibility.sites import SiteAnswers, present_in
@@ -72,8 +72,6 @@ def diagnose(
     """
     check_margin(margin)
     check_level(level)
-    if values is not None and not isinstance(values, Values):
-        raise FlexgenError("values", f"is {kind_of(values)}", "Pass flexgen.compatibility.Values(...), or None.")
     forwards, seconds = budget_of(budget)
     started = measurement.now()
     conditional, x, title = _subject(model, data)
@@ -81,8 +79,8 @@ def diagnose(
     called = _names(space, names)
     examined = _sites(called, sites)
     answers = SiteAnswers(conditional, batch_size=batch_size)
-    values = values or Values("model" if answers.has_marginals else "data")
-    seed = rng.seed_from(randomness("generator", generator))
+    values = Values.wanted(values, answers)
+    seed = checked_seed(generator)
     present = answers.present_in(x)
     if forwards is None:
         assert seconds is not None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flexgen import rng
+from flexgen.compatibility.network_arguments import checked_seed
 from flexgen.compatibility.scan_laws import closed_classes, stationary
 from flexgen.exact import ConditionalTables, kernels
 from flexgen.rng import Randomness
@@ -41,7 +42,7 @@ def orders_of(num_sites: int, most: int, generator: Randomness | int) -> list[tu
     """All orders of the sites, or, if they are more than `most`, as many random ones: each beside its reverse."""
     if math.factorial(num_sites) <= most:
         return list(itertools.permutations(range(num_sites)))
-    source, seed = torch.Generator(), rng.seed_from(generator)
+    source, seed = torch.Generator(), checked_seed(generator)
     source.manual_seed(rng.key(seed, "orders"))
     chosen: dict[tuple[int, ...], None] = {}
     order = tuple(range(num_sites))

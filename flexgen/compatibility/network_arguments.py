@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flexgen.checks import kind_of
+from flexgen import rng
+from flexgen.checks import kind_of, randomness
 from flexgen.errors import DataError, FlexgenError
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "check_margin",
     "checked_observed",
     "checked_rows",
+    "checked_seed",
     "checked_sites",
     "is_number",
     "numbers",
@@ -39,6 +41,11 @@ def check_level(level: float) -> None:
 def is_number(value: Any) -> bool:
     """Whether `value` is a real number (numpy's count too), True and False aside."""
     return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def checked_seed(generator: Any) -> int:
+    """A seed from a source of random numbers, or what stands for one."""
+    return rng.seed_from(randomness("generator", generator))
 
 
 def tensor(name: str, value: Any) -> Tensor:

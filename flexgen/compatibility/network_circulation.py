@@ -20,7 +20,7 @@ from torch import Tensor
 
 from flexgen import rng
 from flexgen.compatibility.effects import Cost, Effect
-from flexgen.compatibility.network_arguments import checked_observed, checked_rows
+from flexgen.compatibility.network_arguments import checked_observed, checked_rows, checked_seed
 from flexgen.compatibility.network_rectangles import checked_pairs, double_centred, shares
 from flexgen.compatibility.rounding import Rounding
 from flexgen.compatibility.sites import Requests, SiteAnswers, on_grid
@@ -133,7 +133,7 @@ def circulation(
         raise FlexgenError("pairs", f"has shape {tuple(pairs.shape)}", f"Pass [P, 2] or [{len(x)}, P, 2].")
     checked_pairs(pairs.reshape(-1, 2), num_sites)
     pairs = pairs.to(device)
-    seed = rng.seed_from(generator)
+    seed = checked_seed(generator)
     both = torch.zeros(*pairs.shape[:2], num_sites, dtype=torch.bool, device=device).scatter(2, pairs, True)
     if observed is None:
         observed = random_contexts(present[:, None] & ~both, seed=rng.key(seed, "contexts"))
@@ -143,7 +143,7 @@ def circulation(
         what = f"has shape {tuple(observed.shape)}, {observed.dtype}"
         raise FlexgenError("observed", what, f"Pass True and False, {list(both.shape)}.")
     observed = observed.to(device) & present[:, None] & ~both  # [R, P, N]
-    values = values or Values("model" if answers.has_marginals else "data")
+    values = Values.wanted(values, answers, pool)
     rounding = rounding or Rounding.measured(answers, x, present)
     before = answers.cost
 

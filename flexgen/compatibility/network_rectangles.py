@@ -26,7 +26,7 @@ from torch import Tensor
 from flexgen import rng
 from flexgen.checks import kind_of
 from flexgen.compatibility.effects import Cost, Effect
-from flexgen.compatibility.network_arguments import checked_observed, checked_rows
+from flexgen.compatibility.network_arguments import checked_observed, checked_rows, checked_seed
 from flexgen.compatibility.rounding import Rounding
 from flexgen.compatibility.sites import Requests, SiteAnswers
 from flexgen.compatibility.values import Values
@@ -134,10 +134,10 @@ def rectangles(
     x = checked_rows("x", x, answers.conditional.space.num_sites)
     observed = checked_observed("observed", observed, answers.present_in(x))
     pairs = checked_pairs(pairs, x.shape[1]).to(x.device)
-    values = values or Values("model" if answers.has_marginals else "data")
+    values = Values.wanted(values, answers, pool)
     rounding = rounding or Rounding.measured(answers, x, observed)
     before = answers.cost
-    seed = rng.seed_from(generator)
+    seed = checked_seed(generator)
 
     # The laws at the data's own values: p(x_j | rest of the row) of every site of a pair.
     sites, place = torch.unique(pairs, return_inverse=True)  # [S], [P, 2]

@@ -17,7 +17,7 @@ from torch import Tensor
 from flexgen import rng
 from flexgen.checks import whole_number
 from flexgen.compatibility.effects import Cost, Effect
-from flexgen.compatibility.network_arguments import checked_observed, checked_rows
+from flexgen.compatibility.network_arguments import checked_observed, checked_rows, checked_seed
 from flexgen.compatibility.rounding import Rounding
 from flexgen.compatibility.sites import Requests, SiteAnswers
 from flexgen.conditional import Conditional
@@ -126,6 +126,6 @@ def _orders(orders: int | Tensor, num_rows: int, num_sites: int, generator: Rand
     orders = whole_number("orders", orders, 1)
     if orders < 2:
         raise FlexgenError("orders", f"is {orders}", "A gap needs at least 2 orders.")
-    streams = rng.Streams(rng.seed_from(generator), num_rows)
+    streams = rng.Streams(checked_seed(generator), num_rows)
     drawn = rng.uniform((num_rows, orders - 1, num_sites), generator=streams, dtype=torch.float64).argsort(-1)
     return torch.cat([drawn[:, :1], drawn[:, :1].flip(-1), drawn[:, 1:]], dim=1)

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from flexgen import rng
-from flexgen.checks import whole_number
+from flexgen.checks import kind_of, whole_number
+from flexgen.compatibility.network_arguments import checked_rows
 from flexgen.compatibility.sites import Requests, SiteAnswers, SiteLaws, on_grid
 from flexgen.errors import FlexgenError, UnsupportedQueryError
 
@@ -47,6 +48,15 @@ class Values:
             raise FlexgenError("source", f"is {self.source!r}", "Choose 'model' or 'data'.")
         whole_number("num_others", self.num_others, 1)
         whole_number("max_categories", self.max_categories, 1)
+
+    @classmethod
+    def wanted(cls, values: Values | None, answers: SiteAnswers, pool: Tensor | None = None) -> Values:
+        """What an optional argument stands for: draws from the model where it can be asked, or else values of rows."""
+        if values is not None and not isinstance(values, Values):
+            raise FlexgenError("values", f"is {kind_of(values)}", "Pass flexgen.compatibility.Values(...), or None.")
+        if pool is not None:
+            checked_rows("pool", pool, answers.conditional.space.num_sites)
+        return values or cls("model" if answers.has_marginals else "data")
 
     def widths(self, num_categories: Sequence[int]) -> Tensor:
         """How many values of each site are looked at, the data's included, ``[N]``.

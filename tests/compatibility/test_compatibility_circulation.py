@@ -150,3 +150,9 @@ def test_missing_entries_are_neither_asked_nor_given() -> None:
 def test_bad_shapes() -> None:
     with pytest.raises(FlexgenError, match=r"pairs: has shape \(2, 1, 2\)\. Pass \[P, 2\] or \[12, P, 2\]"):
         circulation(planted(), some_rows(), pairs=torch.tensor([[[0, 1]], [[0, 1]]]))
+    with pytest.raises(FlexgenError, match=r"observed: has shape \(12, 1, 5\), torch.bool. .* \[12, 10, 5\]"):
+        circulation(planted(), some_rows(), observed=torch.ones(12, 1, 5, dtype=torch.bool))
+    with pytest.raises(FlexgenError, match=r"observed: holds torch.int64"):
+        circulation(planted(), some_rows(), observed=torch.ones(12, 5, dtype=torch.int64))
+    with pytest.raises(FlexgenError, match=r"x: has shape \(5,\)"):
+        circulation(planted(), some_rows()[0])

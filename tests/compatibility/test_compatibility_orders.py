@@ -88,6 +88,7 @@ def test_random_orders() -> None:
     ("orders", "text"),
     [
         (1, "orders: is 1. A gap needs at least 2 orders"),
+        (2.5, r"orders: is 2\.5\. Pass a whole number"),
         (torch.tensor([[0, 1, 2, 3, 4]]), "orders: holds one order. A gap needs two"),
         (torch.tensor([[0, 1, 2, 3, 3], [0, 1, 2, 3, 4]]), "or rows that are no permutation"),
     ],
@@ -95,3 +96,17 @@ def test_random_orders() -> None:
 def test_bad_orders(orders: object, text: str) -> None:
     with pytest.raises(FlexgenError, match=text):
         order_gaps(planted(), some_rows(), orders=orders)  # type: ignore[arg-type]
+
+
+def test_rows_with_one_target_have_no_gap() -> None:
+    x = some_rows(6)
+    x[2, 1:], x[4] = torch.nan, torch.nan
+    gaps = order_gaps(planted(), x)
+    assert gaps.num_targets.tolist() == [5, 5, 1, 5, 0, 5]
+    assert gaps.effect().rows.tolist() == [0, 1, 3, 5]
+    x[:] = torch.nan
+    assert order_gaps(planted(), x).effect().verdict() == "not measured"
+    with pytest.raises(FlexgenError, match=r"x: has shape \(5,\)"):
+        order_gaps(planted(), x[0])
+    with pytest.raises(FlexgenError, match="target: is a list"):
+        order_gaps(planted(), x, target=[0])  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -238,6 +239,34 @@ def test_double_centring_sees_valid_cells_only() -> None:
 def test_bad_pairs(pairs: Tensor, text: str) -> None:
     with pytest.raises(FlexgenError, match=text):
         rectangles(incompatible(), rows_of(SHAPE, 2), pairs=pairs)
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda t, x: rectangles(t, x[0]), r"x: has shape \(4,\)\. Pass rows \[R, 4\], a column a site"),
+        (lambda t, x: rectangles(t, x[:, :3]), r"x: has shape \(2, 3\)\. Pass rows \[R, 4\]"),
+        (lambda t, x: rectangles(t, x, observed=[3, 4]), r"observed: is a list\. Pass a tensor"),
+        (lambda t, x: rectangles(t, x, observed=torch.ones(4)), "observed: holds torch.float32"),
+        (lambda t, x: rectangles(t, x, pairs=[[0, 1]]), r"pairs: is a list\. Pass a tensor of whole numbers"),
+        (lambda t, x: rectangles(t, x, values="model"), "values: is 'model'"),
+        (lambda t, x: rectangles(t, x, pool=x[0]), r"pool: has shape \(4,\)"),
+        (lambda t, x: rectangles(t, x, generator="a"), "generator: is 'a'"),
+        (lambda _, x: derivative_gaps(gaussian(), x[0].double()), r"x: has shape \(4,\)"),
+        (lambda _, x: derivative_gaps(gaussian(), x.double(), sites=[9]), "sites: holds 9"),
+        (lambda _, x: derivative_gaps(gaussian(), x.double(), spread=torch.ones(2)), r"spread: have shape \(2,\)"),
+    ],
+)
+def test_bad_arguments(call: Callable[[object, Tensor], object], text: str) -> None:
+    with pytest.raises(FlexgenError, match=text):
+        call(incompatible(), rows_of(SHAPE, 2))
+
+
+def test_whole_numbers_at_real_sites_are_numbers() -> None:
+    law, x = gaussian(), 3 * rows_of((5,) * 4, 8)
+    gaps, floats = derivative_gaps(law, x), derivative_gaps(law, x.double())
+    torch.testing.assert_close(gaps.values, floats.values)
+    assert len(gaps) == 8 * 6
 
 
 def test_what_cannot_be_asked() -> None:
