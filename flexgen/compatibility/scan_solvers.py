@@ -16,7 +16,7 @@ from flexgen.exact import kernels
 __all__ = ["ROUNDING", "eliminated", "krylov", "spectral_gap"]
 
 ROUNDING = 1e-16  # of πK, in total variation
-_WARM_UP, _KRYLOV, _RESTARTS, _SMOOTHING, _ARNOLDI = 20, 80, 25, 20, 40
+_WARM_UP, _KRYLOV, _RESTARTS, _SMOOTHING, _ARNOLDI = 20, 80, 25, 20, 20
 
 
 def eliminated(chain: ScanChain, members: np.ndarray, tolerance: float) -> Tensor:
