@@ -56,48 +56,46 @@ def tensor(name: str, value: Any) -> Tensor:
 
 def numbers(name: str, value: Any, size: int | None = None) -> Tensor:
     """A tensor ``[size]`` as float64 on the CPU."""
-    value = tensor(name, value)
-    if value.ndim != 1 or (size is not None and len(value) != size):
+    given = tensor(name, value)
+    if given.ndim != 1 or (size is not None and len(given) != size):
         what = "values" if size is None else f"{size} entries, one a value"
-        raise DataError(name, f"have shape {tuple(value.shape)}", f"Pass {what}, [M].")
-    return value.to("cpu", torch.float64)
+        raise DataError(name, f"have shape {tuple(given.shape)}", f"Pass {what}, [M].")
+    return given.to("cpu", torch.float64)
 
 
 def checked_rows(name: str, x: Any, num_sites: int) -> Tensor:
     """Data rows ``[R, N]``."""
-    x = tensor(name, x)
-    if x.ndim != 2 or x.shape[1] != num_sites:
-        raise DataError(name, f"has shape {tuple(x.shape)}", f"Pass rows [R, {num_sites}], a column a site.")
-    return x
+    rows = tensor(name, x)
+    if rows.ndim != 2 or rows.shape[1] != num_sites:
+        raise DataError(name, f"has shape {tuple(rows.shape)}", f"Pass rows [R, {num_sites}], a column a site.")
+    return rows
 
 
 def checked_observed(name: str, observed: Any, present: Tensor) -> Tensor:
     """A set of sites of each row, bool ``[R, N]``, without the missing; all present ones by default."""
     if observed is None:
         return present
-    observed = tensor(name, observed)
-    if observed.dtype != torch.bool:
-        raise FlexgenError(name, f"holds {observed.dtype}", "Pass True and False, one a site.")
+    given = tensor(name, observed)
+    if given.dtype != torch.bool:
+        raise FlexgenError(name, f"holds {given.dtype}", "Pass True and False, one a site.")
     num_rows, num_sites = present.shape
-    if tuple(observed.shape) not in ((num_sites,), (num_rows, num_sites)):
-        raise FlexgenError(
-            name, f"has shape {tuple(observed.shape)}", f"Pass [{num_sites}] or [{num_rows}, {num_sites}]."
-        )
-    return observed.to(present.device) & present
+    if tuple(given.shape) not in ((num_sites,), (num_rows, num_sites)):
+        raise FlexgenError(name, f"has shape {tuple(given.shape)}", f"Pass [{num_sites}] or [{num_rows}, {num_sites}].")
+    return given.to(present.device) & present
 
 
 def checked_sites(name: str, sites: Any, num_sites: int, dimensions: tuple[int, ...]) -> Tensor:
     """Numbers of sites, int64 on the CPU."""
-    sites = sites if isinstance(sites, Tensor) else _listed(name, sites)
-    if sites.ndim not in dimensions or sites.is_floating_point() or sites.dtype == torch.bool:
+    given: Tensor = sites if isinstance(sites, Tensor) else _listed(name, sites)
+    if given.ndim not in dimensions or given.is_floating_point() or given.dtype == torch.bool:
         shapes = " or ".join("[" + ", ".join("RBk"[-n:]) + "]" for n in dimensions)
         raise FlexgenError(
-            name, f"has shape {tuple(sites.shape)}, {sites.dtype}", f"Pass whole numbers, {shapes}: numbers of sites."
+            name, f"has shape {tuple(given.shape)}, {given.dtype}", f"Pass whole numbers, {shapes}: numbers of sites."
         )
-    outside = (sites < 0) | (sites >= num_sites)
+    outside = (given < 0) | (given >= num_sites)
     if bool(outside.any()):
-        raise FlexgenError(name, f"holds {int(sites[outside][0])}", f"Sites are numbered 0 to {num_sites - 1}.")
-    return sites.detach().cpu().long()
+        raise FlexgenError(name, f"holds {int(given[outside][0])}", f"Sites are numbered 0 to {num_sites - 1}.")
+    return given.detach().cpu().long()
 
 
 def _listed(name: str, sites: Any) -> Tensor:

@@ -109,4 +109,4 @@ def test_rows_with_one_target_have_no_gap() -> None:
     with pytest.raises(FlexgenError, match=r"x: has shape \(5,\)"):
         order_gaps(planted(), x[0])
     with pytest.raises(FlexgenError, match="target: is a list"):
-        order_gaps(planted(), x, target=[0])  # type: ignore[arg-type]
+        order_gaps(planted(), x, target=[0])
