@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flexgen.checks import kind_of, whole_number
+from flexgen.checks import kind_of, renamed, whole_number
 from flexgen.compatibility.units import Unit
 from flexgen.errors import DataError, FlexgenError
 from flexgen.rng import Randomness, Streams
 from flexgen.space import Space
 
 __all__ = [
+    "ChainDraws",
+    "DrawsOfScans",
     "check_callable",
     "check_confidence",
     "check_generator",
@@ -30,6 +32,17 @@ __all__ = [
     "checked_unit",
     "numbers",
 ]
+
+
+class ChainDraws(Protocol):
+    """What a run of chains returns, as far as it is read here: the results of samplers are such."""
+
+    @property
+    def draws(self) -> Tensor:
+        """``[draws, chains, N]``; time comes first here, other than in bare tensors of draws."""
+
+
+DrawsOfScans: TypeAlias = Mapping[str, Tensor | ChainDraws]
 
 
 def check_significance(value: Any) -> None:
@@ -80,11 +93,29 @@ def checked_unit(value: Any) -> Unit:
 
 
 def checked_draws(draws: Any) -> Mapping[str, Tensor]:
-    """Draws by the names of their scans, on the CPU; shapes are for `units.cut` to check."""
+    """Draws ``[chains, draws, N]`` by the names of their scans, on the CPU; shapes are for `units.cut` to check.
+
+    Of what holds its draws as `.draws`, ``[draws, chains, N]``, the axes are swapped, and whole numbers are integers.
+    """
     if not isinstance(draws, Mapping):
         raise DataError("draws", f"is {kind_of(draws)}", "Pass a dict: name of a scan -> its draws [chains, draws, N].")
-    fix = "Pass numbers [chains, draws, N]."
-    return {str(name): numbers(f"draws[{name!r}]", values, fix).cpu() for name, values in draws.items()}
+    return {str(name): _of_scan(f"draws[{name!r}]", values) for name, values in draws.items()}
+
+
+def _of_scan(argument: str, value: Any) -> Tensor:
+    fix = "Pass numbers [chains, draws, N], or the result of a sampler's run."
+    if isinstance(value, Tensor | np.ndarray) or type(value).__module__.startswith("pandas"):
+        return numbers(argument, value, fix).cpu()
+    with renamed(draws=argument):  # a run that stored none says so
+        stored = getattr(value, "draws", None)
+    if stored is None:
+        return numbers(argument, value, fix).cpu()
+    tensor = numbers(argument, stored, fix).cpu()
+    if tensor.ndim < 3:
+        raise DataError(argument, f"holds draws of shape {tuple(tensor.shape)}", "They must be [draws, chains, N].")
+    if tensor.is_floating_point() and bool((tensor == tensor.round()).all() & tensor.isfinite().all()):
+        tensor = tensor.long()  # categories, of chains that were started from floats
+    return tensor.transpose(0, 1)
 
 
 def numbers(argument: str, value: Any, fix: str) -> Tensor:
@@ -103,9 +134,17 @@ def numbers(argument: str, value: Any, fix: str) -> Tensor:
 
 
 def _as_tensor(value: Any) -> Tensor:
-    """As torch's, and of lists of tensors, too."""
-    if isinstance(value, list | tuple) and any(isinstance(part, list | tuple | Tensor) for part in value):
+    """As torch's, and of lists of tensors, of data frames and of read-only arrays, too."""
+    if isinstance(value, list | tuple) and any(
+        isinstance(part, list | tuple) or hasattr(part, "ndim") for part in value
+    ):
         return torch.stack([_as_tensor(part) for part in value])
+    if isinstance(value, Tensor):
+        return value
+    if hasattr(value, "to_numpy"):  # a frame or a series of pandas
+        value = value.to_numpy()
+    if isinstance(value, np.ndarray) and (not value.flags.writeable or min(value.strides, default=0) < 0):
+        value = value.copy()
     return torch.as_tensor(value)
 
 

@@ -12,26 +12,32 @@ from torch import Tensor
 
 from flexgen.checks import kind_of, whole_number
 from flexgen.compatibility.arguments import check_confidence, numbers
+from flexgen.compatibility.repair.finite_joint import FiniteJoint
 from flexgen.conditional import HasLogProb
 from flexgen.errors import DataError, FlexgenError
+from flexgen.exact import Gaussian, GaussianMixture, JointTable
 from flexgen.query import Query
 
 __all__ = ["ExcessRisk", "excess_pseudo_log_likelihood", "pseudo_log_likelihood"]
 
+_JOINTS = (JointTable, Gaussian, GaussianMixture, FiniteJoint)
+
 
 @dataclass(frozen=True)
 class ExcessRisk:
-    """How many nats a row the conditionals of a joint gain over those of a network.
+    """How many nats a row the conditionals of a joint, or of another model, gain over those of a network.
 
     Args:
         network, joint: mean pseudo-log-likelihoods, nats a row.
         gain: of the joint over the network; a lower bound, up to its error, on the network's excess risk
-            sum_i KL(p_i || q_i) under the law of the data, since the joint's own excess risk is not negative.
+            sum_i KL(p_i || q_i) under the law of the data, since the joint's own excess risk is not negative. That
+            holds of any model in the joint's place.
         standard_error: over rows.
         low, high: interval of the gain.
         confidence: of the interval.
         certificate: the I-certificate, nats: under no law is the network's excess risk smaller. None if not given.
         num_rows: rows, each one observation.
+        names: what the text calls the two: the second is "joint" where it is known to be one, else "other model".
     """
 
     network: float
@@ -43,21 +49,26 @@ class ExcessRisk:
     confidence: float
     certificate: float | None
     num_rows: int
+    names: tuple[str, str] = ("network", "joint")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def __str__(self) -> str:
+        first, second = self.names
         lines = [
-            f"pseudo-log-likelihood, nats a row over {self.num_rows} rows: network {self.network:.4f}, joint "
+            f"pseudo-log-likelihood, nats a row over {self.num_rows} rows: {first} {self.network:.4f}, {second} "
             f"{self.joint:.4f}",
-            f"  the joint gains {self.gain:+.4f} ({self.low:+.4f} to {self.high:+.4f}, {self.confidence:.0%})",
+            f"  the {second} gains {self.gain:+.4f} ({self.low:+.4f} to {self.high:+.4f}, {self.confidence:.0%})",
         ]
         if self.certificate is not None:
             lines.append(
                 f"  incompatibility alone costs the network at least {self.certificate:.4f}, whatever the data's law"
             )
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 def excess_pseudo_log_likelihood(
@@ -78,7 +89,9 @@ def excess_pseudo_log_likelihood(
 
     Args:
         network: the incompatible conditionals.
-        joint: a model with a joint: the closest one, a distilled one, the law of the random scan.
+        joint: what is set against it. A model with a joint: the closest one, a distilled one, the law of the random
+            scan; or another model, such as the network after a repair. The text calls it a joint only where it is known
+            to be one.
         x: ``[B, N]``, rows that neither was fitted to.
         certificate: in nats, if known.
         weights: ``[B]``, probabilities of the rows where they are all states of a known law: the gain is then exact,
@@ -125,6 +138,7 @@ def excess_pseudo_log_likelihood(
         confidence,
         certificate,
         len(x),
+        ("network", "joint" if isinstance(joint, _JOINTS) else "other model"),
     )
 
 

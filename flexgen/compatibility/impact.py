@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from scipy import stats
 from torch import Tensor
 
 from flexgen.compatibility.arguments import (
+    DrawsOfScans,
     check_callable,
     check_confidence,
     check_margin,
@@ -47,6 +48,13 @@ class ScanMean:
     mcse: float
     ess: float
 
+    def __str__(self) -> str:
+        ess = "" if math.isnan(self.ess) else f" ({self.ess:.0f} effective draws)"
+        return f"{self.scan}: {self.value:.4g} ± {self.mcse:.2g}{ess}"
+
+    def __repr__(self) -> str:
+        return str(self)
+
 
 @dataclass(frozen=True)
 class Change:
@@ -67,6 +75,13 @@ class Change:
     low: float
     high: float
     in_sds: float
+
+    def __str__(self) -> str:
+        sds = "" if math.isnan(self.in_sds) else f", {self.in_sds:+.3f} sd"
+        return f"{self.first} -> {self.second}: {self.value:+.4g} ({self.low:+.4g} to {self.high:+.4g}{sds})"
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 @dataclass(frozen=True)
@@ -96,21 +111,23 @@ class StatisticChange:
         return asdict(self)
 
     def __str__(self) -> str:
-        lines = [f"{self.name} across scans: {self.verdict} ({self.confidence:.0%} intervals over all pairs)"]
-        for scan, number in zip(self.scans, self.num_units, strict=True):
-            ess = "" if math.isnan(scan.ess) else f", {scan.ess:.0f} effective draws"
-            lines.append(f"  {scan.scan}: {scan.value:.4g} ± {scan.mcse:.2g} ({number} {self.unit}{ess})")
-        for change in self.changes:
-            sds = "" if math.isnan(change.in_sds) else f", {change.in_sds:+.3f} sd"
-            interval = f"({change.low:+.4g} to {change.high:+.4g}{sds})"
-            lines.append(f"  {change.first} -> {change.second}: {change.value:+.4g} {interval}")
+        units = ", ".join(map(str, self.num_units))
+        lines = [
+            f"{self.name} across scans: {self.verdict} (± one Monte Carlo standard error, in brackets intervals of "
+            f"{self.confidence:.0%} over all pairs; {units} {self.unit})",
+            *(f"  {scan}" for scan in self.scans),
+            *(f"  {change}" for change in self.changes),
+        ]
         if self.margin is not None:
             lines.append(f"  margin: {self.margin:g}")
         return "\n".join(lines)
 
+    def __repr__(self) -> str:
+        return str(self)
+
 
 def statistic_change(
-    draws: Mapping[str, Tensor],
+    draws: DrawsOfScans,
     statistic: Callable[[Tensor], Tensor],
     *,
     per_draw: bool = True,
@@ -122,8 +139,9 @@ def statistic_change(
     """How a statistic of the user changes from scan to scan, with Monte Carlo errors and intervals.
 
     Args:
-        draws: name of a scan -> ``[chains, draws, N]``, of chains that have converged. Run every scan with a seed of
-            its own: equal seeds make chains of two scans alike, and the error of a change is that of independent ones.
+        draws: name of a scan -> ``[chains, draws, N]``, or what a sampler's run returned (anything with `.draws`,
+            ``[draws, chains, N]``); of chains that have converged. Run every scan with a seed of its own: equal seeds
+            make chains of two scans alike, and the error of a change is that of independent ones.
         statistic: of draws ``[n, N]``. With `per_draw` it gives one number a draw, ``[n]``, whose mean is looked at: an
             indicator for a probability, a product for a moment. Without, it gives one number for all draws: a
             correlation, a fitted slope; it should be smooth in the draws' law (the jackknife fails for a median).

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from flexgen import rng
 from flexgen.checks import whole_number
-from flexgen.compatibility.arguments import check_generator
+from flexgen.compatibility.arguments import DrawsOfScans, check_generator
 from flexgen.compatibility.scan_tests import PairOfScans, ScanTest, concluded, prepared, share_as_large
 from flexgen.compatibility.units import Unit, Units
 from flexgen.errors import FlexgenError
@@ -26,7 +25,7 @@ _MAX_CATEGORIES = 255  # of a column that trees take as categories
 
 
 def classifier_scan_test(
-    draws: Mapping[str, Tensor],
+    draws: DrawsOfScans,
     *,
     generator: Randomness | int,
     unit: Unit = "auto",
@@ -68,7 +67,7 @@ def classifier_scan_test(
         result, error = _compare(units, first, second, space, num_folds, num_permutations, source)
         pairs.append(PairOfScans(first, second, result.auc, error, result.p_value))
     effect_name = "area under the ROC curve, 1/2 where laws are equal"
-    return concluded("classifier", effect_name, pairs, units, {}, significance)
+    return concluded("classifier", effect_name, pairs, units, None, significance)
 
 
 def _compare(

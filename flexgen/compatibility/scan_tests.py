@@ -8,8 +8,7 @@ al. 2000). So different laws refute compatibility, provided that the chains have
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 from flexgen import rng
 from flexgen.checks import whole_number
 from flexgen.compatibility.arguments import (
+    DrawsOfScans,
     check_generator,
     check_significance,
     check_space,
@@ -55,6 +55,9 @@ class PairOfScans:
         value = f"{self.effect:.4f} ± {self.standard_error:.4f}"
         return f"{self.first} | {self.second}: {value}, p = {self.p_value:.3g}"
 
+    def __repr__(self) -> str:
+        return str(self)
+
 
 @dataclass(frozen=True)
 class ScanTest:
@@ -69,8 +72,9 @@ class ScanTest:
         unit: what was shuffled.
         num_units: units of each scan.
         settled: for each scan the p-value of "first and second halves of its chains have one law", where units are
-            whole chains. A small one says that the chains had not converged.
-        verdict: "refuted" if `p_value` is at most the significance and no scan is unsettled, else "not refuted".
+            whole chains. A small one says that the chains had not converged. None: this test does not look at that.
+        verdict: "refuted" if `p_value` is at most the significance, else "not refuted"; "not measured" where a scan is
+            unsettled, whatever the p-value.
     """
 
     method: str
@@ -80,36 +84,45 @@ class ScanTest:
     significance: float
     unit: str
     num_units: int
-    settled: dict[str, float]
-    verdict: Literal["refuted", "not refuted"]
+    settled: dict[str, float] | None
+    verdict: Literal["refuted", "not refuted", "not measured"]
 
     @property
     def unsettled(self) -> tuple[str, ...]:
         """The scans whose chains still moved."""
-        return tuple(name for name, p in self.settled.items() if p <= _UNSETTLED / len(self.settled))
+        settled = self.settled or {}
+        return tuple(name for name, p in settled.items() if p <= _UNSETTLED / len(settled))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def __str__(self) -> str:
+        verdict = f"{self.verdict} at significance {self.significance:g}"
+        if self.verdict == "not measured":
+            verdict = "nothing is concluded"
         lines = [
-            f"one law of all scans: {self.verdict} at significance {self.significance:g} (p = {self.p_value:.3g}, "
+            f"one law of all scans: {verdict} (p = {self.p_value:.3g}, "
             f"{self.method}; {self.num_units} {self.unit} of each scan)",
-            f"  {self.effect_name}:",
+            f"  {self.effect_name} (± one standard error):",
         ]
         lines.extend(f"    {pair}" for pair in self.pairs)
         lines.extend(
-            f"  chains of {name} had not converged (their halves differ, p = {self.settled[name]:.3g}): nothing is "
-            "concluded; warm up longer"
+            f"  chains of {name} had not converged (their halves differ, p = {(self.settled or {})[name]:.3g}): warm "
+            "up longer, or look whether the axes are [chains, draws, N]"
             for name in self.unsettled
         )
-        if not self.settled:
+        if self.settled is None:
+            lines.append("  whether the chains had converged this test does not look at; energy_scan_test does")
+        elif not self.settled:
             lines.append("  units are no whole chains: whether the chains had converged was not tested")
         return "\n".join(lines)
 
+    def __repr__(self) -> str:
+        return str(self)
+
 
 def energy_scan_test(
-    draws: Mapping[str, Tensor],
+    draws: DrawsOfScans,
     *,
     generator: Randomness | int,
     unit: Unit = "auto",
@@ -126,9 +139,10 @@ def energy_scan_test(
     also where the scans mix at different speeds (Romano 1990), as those of compatible conditionals may.
 
     Args:
-        draws: name of a scan -> ``[chains, draws, N]``, warm-up left out. Integers are categories, floats are numbers,
-            unless `space` says otherwise. Chains must be independent, also those of different scans: run every scan
-            with a seed of its own. Many chains are better than long ones.
+        draws: name of a scan -> ``[chains, draws, N]``, warm-up left out, or what a sampler's run returned (anything
+            with `.draws`, ``[draws, chains, N]``). Integers are categories, floats are numbers, unless `space` says
+            otherwise; whole numbers of a run are integers. Chains must be independent, also those of different scans:
+            run every scan with a seed of its own. Many chains are better than long ones.
         generator: of the shuffles, or a seed.
         unit: see docs/compatibility/draws.md; whole chains where every scan has 16 or more.
         space: what the sites hold.
@@ -157,7 +171,7 @@ def energy_scan_test(
         # With equally many units of both, the distance falls with z^T D z, z = +1 and -1.
         p = share_as_large(-_quadratic(part, signs[None]), -_quadratic(part, signs[orders]))
         pairs.append(PairOfScans(names[a], names[b], effect, error, p))
-    settled = {}
+    settled: dict[str, float] = {}
     if units.whole_chains:
         blocks = torch.split(distance, 2 * num_units)
         for k, name in enumerate(names):
@@ -173,22 +187,22 @@ def concluded(
     effect_name: str,
     pairs: list[PairOfScans],
     units: Units,
-    settled: dict[str, float],
+    settled: dict[str, float] | None,
     significance: float,
 ) -> ScanTest:
-    """The verdict over all pairs."""
+    """The verdict over all pairs; `settled` is None of a test that does not look at whether chains had converged."""
     p_value = min(1.0, len(pairs) * min(pair.p_value for pair in pairs))
     num_units = len(units.draws[units.names[0]])
     result = ScanTest(
         method, effect_name, tuple(pairs), p_value, significance, units.kind, num_units, settled, "not refuted"
     )
-    if p_value > significance or result.unsettled:
-        return result
-    return ScanTest(**{**vars(result), "verdict": "refuted"})
+    if result.unsettled:
+        return replace(result, verdict="not measured")
+    return replace(result, verdict="refuted") if p_value <= significance else result
 
 
 def prepared(
-    draws: Mapping[str, Tensor],
+    draws: DrawsOfScans,
     unit: Unit,
     space: Space | None,
     num_permutations: int,

@@ -58,10 +58,14 @@ class ScoreAsymmetry:
 
     def __str__(self) -> str:
         return (
-            f"score asymmetry {self.value:.3g} ± {self.standard_error:.2g} (of these rows ± {self.probe_error:.2g}; "
+            f"score asymmetry {self.value:.3g} ± {self.standard_error:.2g} (one standard error; of these rows alone "
+            f"± {self.probe_error:.2g}; "
             f"rounding {self.floor:.1g}; 0 for a gradient, at most 1; {len(self.per_row)} rows x {self.num_probes} "
             f"probes, {self.evaluations} evaluations, {self.seconds:.1f} s)"
         )
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 def score_asymmetry(

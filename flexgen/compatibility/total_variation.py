@@ -14,6 +14,7 @@ from torch import Tensor
 from flexgen import rng
 from flexgen.checks import kind_of, whole_number
 from flexgen.compatibility.arguments import (
+    DrawsOfScans,
     check_confidence,
     check_generator,
     check_margin,
@@ -35,10 +36,12 @@ class BlockTV:
     Args:
         first, second: the scans.
         block: the sites.
-        value: debiased; may be a little below 0 where the laws are equal.
-        low, high: its interval, at the confidence of all pairs and blocks together (Bonferroni).
+        value: debiased, and moved into its interval where it lies outside.
+        low, high: its interval, at the confidence of all pairs and blocks together (Bonferroni); within 0 to 1.
         plug_in: of the observed frequencies; too large, by sampling alone.
         num_states: of the block that were seen.
+        unclipped: debiased, as computed: where the laws are equal it is 0 on average, and below 0 half of the time.
+            Average this one, over blocks or over runs.
     """
 
     first: str
@@ -49,6 +52,7 @@ class BlockTV:
     high: float
     plug_in: float
     num_states: int
+    unclipped: float
 
     def __str__(self) -> str:
         sites = ", ".join(map(str, self.block))
@@ -56,6 +60,9 @@ class BlockTV:
             f"{self.first} | {self.second} on sites {sites}: {self.value:.4f} ({self.low:.4f} to {self.high:.4f}; "
             f"observed {self.plug_in:.4f}, {self.num_states} states)"
         )
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,7 @@ class BlockVariation:
 
     @property
     def largest(self) -> BlockTV:
-        return max(self.entries, key=lambda entry: entry.value)
+        return max(self.entries, key=lambda entry: (entry.value, entry.unclipped))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -91,9 +98,12 @@ class BlockVariation:
         lines = [f"{head}{units} {self.unit})", *(f"  {entry}" for entry in self.entries)]
         return "\n".join([*lines, f"  margin: {self.margin:g}"] if self.margin is not None else lines)
 
+    def __repr__(self) -> str:
+        return str(self)
+
 
 def block_variation(
-    draws: Mapping[str, Tensor],
+    draws: DrawsOfScans,
     blocks: Sequence[Sequence[int]],
     *,
     generator: Randomness | int,
@@ -108,11 +118,13 @@ def block_variation(
     whole sample and from random halves of its units to an infinite one, 1 / sqrt(n) being what is left out. The lower
     end chooses the sign of each state's difference on one half of the units and measures with the other, which
     underestimates; the upper end rests on the observed variation, which overestimates (Jensen). So the interval holds
-    whatever the number of states, and is wide where there are many and draws are few.
+    whatever the number of states, and is wide where there are many and draws are few. An extrapolated value below 0, or
+    elsewhere outside its interval, is moved to the interval's nearer end; `unclipped` keeps it.
 
     Args:
-        draws: name of a scan -> ``[chains, draws, N]``, integers, of chains that have converged. Run
-            every scan with a seed of its own: intervals hold for chains of different scans that are independent.
+        draws: name of a scan -> ``[chains, draws, N]``, integers, or what a sampler's run returned (anything with
+            `.draws`, ``[draws, chains, N]``); of chains that have converged. Run every scan with a seed of its own:
+            intervals hold for chains of different scans that are independent.
         blocks: sites of each block; all states of a block that occur are told apart.
         generator: of the halves.
         unit: whole chains, or blocks of draws; see docs/compatibility/draws.md.
@@ -139,9 +151,10 @@ def block_variation(
     for block in groups:
         frequencies = _frequencies(units.draws, list(block))
         for a, b in pairs:
-            value, low, high, plug_in = _variation(frequencies[a], frequencies[b], tail, num_splits, source)
+            unclipped, low, high, plug_in = _variation(frequencies[a], frequencies[b], tail, num_splits, source)
+            value = min(max(unclipped, low), high)
             num_states = int(((frequencies[a].sum(0) + frequencies[b].sum(0)) > 0).sum())
-            entries.append(BlockTV(a, b, block, value, low, high, plug_in, num_states))
+            entries.append(BlockTV(a, b, block, value, low, high, plug_in, num_states, unclipped))
     verdict: Verdict = "not refuted"
     if margin is not None and all(entry.high < margin for entry in entries):
         verdict = "equivalent within margin"
@@ -197,10 +210,17 @@ def _variation(
     value = plug_in - (half - plug_in) / (2**0.5 - 1)
     # The sign from one half, the size from the other: at most the truth, on average.
     crossed = float((first.sign() * second + second.sign() * first).sum(1).mean() / 4)
-    sides = [units @ difference.sign() / 2 for units in (p, q)]
+    sides = [units @ _signs(difference) / 2 for units in (p, q)]
     error = float(sum(side.var() / len(side) for side in sides)) ** 0.5
     reach = float(stats.t.isf(tail, len(p) + len(q) - 2)) * error
     return value, max(crossed - reach, 0.0), min(plug_in + reach, 1.0), plug_in
+
+
+def _signs(difference: Tensor) -> Tensor:
+    """Signs of the differences; in turn + and - where there is none, as states that happen to tie have errors, too."""
+    signs, tied = difference.sign(), (difference == 0).nonzero()[:, 0]
+    signs[tied] = 1.0 - 2.0 * (torch.arange(len(tied)) % 2).to(signs)
+    return signs
 
 
 def _halves(units: Tensor, num_splits: int, source: torch.Generator) -> tuple[Tensor, Tensor]:

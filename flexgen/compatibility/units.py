@@ -16,7 +16,7 @@ from scipy import stats
 from torch import Tensor
 
 from flexgen.checks import kind_of
-from flexgen.errors import DataError
+from flexgen.errors import DataError, FlexgenError
 from flexgen.space import Space
 
 __all__ = ["Unit", "Units", "cut", "features", "unit_means"]
@@ -42,6 +42,10 @@ class Units:
     draws: dict[str, Tensor]
     kind: str
     whole_chains: bool
+
+    def __repr__(self) -> str:
+        numbers = ", ".join(f"{name}: {len(units)}" for name, units in self.draws.items())
+        return f"Units({self.kind}; {numbers})"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -74,6 +78,7 @@ def cut(draws: Mapping[str, Tensor], unit: Unit = "auto", space: Space | None = 
 
     Raises:
         DataError: other shapes; chains that follow on each other (the axes are swapped); fewer than 8 units of a scan.
+        FlexgenError: a unit that is none.
     """
     if not isinstance(draws, Mapping):
         raise DataError("draws", f"is {kind_of(draws)}", "Pass the draws by name of scan: {'forward': .., 'back': ..}.")
@@ -94,7 +99,7 @@ def cut(draws: Mapping[str, Tensor], unit: Unit = "auto", space: Space | None = 
         units = {name: _blocks(values, length) for name, values in chains.items()}
         kind = f"blocks of {length} draws"
     else:
-        raise DataError("unit", f"is {unit!r}", "Pass 'auto', 'chain', or the number of draws of a block.")
+        raise FlexgenError("unit", f"is {unit!r}", "Pass 'auto', 'chain', or the number of draws of a block.")
     for name, values in units.items():
         if len(values) < _MIN_UNITS:
             raise DataError(
@@ -174,7 +179,8 @@ def _refuse_swapped(name: str, chains: Tensor) -> None:
         raise DataError(
             f"draws[{name!r}]",
             f"has shape {tuple(chains.shape)}, and its neighbouring chains resemble each other",
-            "Pass [chains, draws, N]; samplers return [draws, chains, N]: call draws.transpose(0, 1).",
+            "Pass [chains, draws, N]; samplers return [draws, chains, N]: call draws.transpose(0, 1), or pass their "
+            "whole result.",
         )
 
 

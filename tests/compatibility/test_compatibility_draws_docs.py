@@ -23,12 +23,12 @@ def run_page(name: str, capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, A
         torch.manual_seed(0)
         for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
             exec(compile(block, name, "exec"), names)
-    return names, capsys.readouterr().out, re.findall(r"```\n((?:one law|compatibility|total).*?)```", text, re.DOTALL)
+    return names, capsys.readouterr().out, re.findall(r"```\n((?:one law|compatibility|total|pseudo).*?)```", text, re.DOTALL)
 
 
 def test_compatibility_page_on_draws_runs(capsys: pytest.CaptureFixture[str]) -> None:
     names, printed, shown = run_page("draws.md", capsys)
-    assert len(shown) == 2
+    assert len(shown) == 3
     for block in shown:
         assert block in printed
     assert names["change"].verdict == "refuted"

@@ -83,6 +83,6 @@ def test_compatibility_units_of_no_draws() -> None:
     with pytest.raises(DataError, match=r"draws\['b'\]: is 'x'"):
         cut({**draws, "b": "x"})  # type: ignore[dict-item]
     for unit in ("chains", 0, 1.5, True, None):
-        with pytest.raises(DataError, match="unit: is"):
+        with pytest.raises(FlexgenError, match="unit: is"):
             cut(draws, unit=unit)  # type: ignore[arg-type]
     assert cut(draws, unit=torch.arange(3).numpy()[2]).kind == "blocks of 2 draws"

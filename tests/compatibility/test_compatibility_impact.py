@@ -54,7 +54,8 @@ def test_compatibility_block_variation_is_debiased_and_covers(tables: Conditiona
     found = []
     for r, draws in enumerate(replicated(tables, 200, 32, 8)):
         (entry,) = block_variation(draws, [[0, 1]], generator=generator(r), num_splits=16).entries
-        found.append((entry.value, entry.low, entry.high, entry.plug_in))
+        assert 0 <= entry.low <= entry.value <= entry.high <= 1
+        found.append((entry.unclipped, entry.low, entry.high, entry.plug_in))
     value, low, high, plug_in = torch.tensor(found, dtype=torch.float64).T
     error = float(value.std()) / math.sqrt(len(value))
     assert abs(float(value.mean()) - truth) < float(stats.norm.isf(ALARM / 2)) * error
@@ -142,7 +143,10 @@ def test_compatibility_statistic_change_reads_and_decides() -> None:
     result = statistic_change(draws, both, name="P(both)")
     assert result.verdict == "refuted"
     assert result.changes[0].in_sds == pytest.approx(result.changes[0].value / 0.5, rel=0.05)
-    assert str(result).splitlines()[0] == "P(both) across scans: refuted (95% intervals over all pairs)"
+    assert str(result).splitlines()[0] == (
+        "P(both) across scans: refuted (± one Monte Carlo standard error, in brackets intervals of 95% over all pairs; "
+        "128, 128 whole chains)"
+    )
     assert "effective draws" in str(result)
     assert json.loads(json.dumps(result.to_dict()))["name"] == "P(both)"
     assert statistic_change(draws, both, margin=0.5).verdict == "equivalent within margin"
