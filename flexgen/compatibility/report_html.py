@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flexgen.compatibility.report import MEANING, told
+from flexgen.compatibility.report_summary import MEANING, told
 from flexgen.errors import FlexgenError
 
 if TYPE_CHECKING:

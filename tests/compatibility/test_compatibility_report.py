@@ -17,7 +17,7 @@ from rich.console import Console
 import flexgen as fg
 from flexgen import exact
 from flexgen.compatibility import Effect, Report, energy_scan_test
-from flexgen.compatibility.report import told
+from flexgen.compatibility.report_summary import told
 from flexgen.errors import FlexgenError
 from tests.compatibility.planted import Planted
 from tests.conditionals import generator
@@ -53,6 +53,21 @@ def test_rich_and_notebook_show_the_same_table(report: Report) -> None:
         assert cell in html
     assert "<script" not in html
     assert html.count("<tr>") == 1 + len(report.effects)
+
+
+def test_text_is_plain_in_a_kernel_and_in_a_terminal(
+    report: Report, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = repr(report)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as a colourful terminal
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    shown: list[object] = []
+    monkeypatch.setattr("rich.jupyter.display", lambda *parts: shown.append(parts))
+    assert str(report) == repr(report.summary()) == plain
+    assert "\x1b" not in plain
+    assert shown == []
+    assert capsys.readouterr().out == ""
 
 
 def test_frame(report: Report) -> None:
