@@ -8,9 +8,8 @@ method.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,7 +27,9 @@ from flexgen.compatibility.arguments import (
     check_significance,
     numbers,
 )
+from flexgen.compatibility.count_tables import CountTables, read_counts
 from flexgen.compatibility.effects import Verdict
+from flexgen.compatibility.family import Labels
 from flexgen.compatibility.odds import rectangle_rank
 from flexgen.compatibility.rectangle_gaps import LogOddsGap, gaps_of_counts
 from flexgen.errors import DataError, FlexgenError
@@ -37,7 +38,6 @@ from flexgen.rng import Randomness
 
 __all__ = ["EstimatedTest", "bootstrap_p_values", "bootstrap_test", "wald_test"]
 
-_MAX_STATES = 4096
 _DRAWN_ENTRIES = 1 << 21  # float64 entries of new counts held at once
 
 
@@ -55,7 +55,13 @@ class EstimatedTest:
         worst: the rectangle whose two log odds ratios differ by most standard errors, where the test looks at them.
         margin: the gap in log odds ratios that the user holds negligible, if one was given.
         verdict: "refuted" if p_value is below the significance; "equivalent within margin" if every rectangle's gap is,
-            by its interval, under the margin; else "not refuted".
+            by its interval, under the margin (and every category was seen); "not measured" where what was seen leaves
+            no equation to test; else "not refuted".
+        names: of the sites, where the test knows them.
+        never_seen: categories that no sample holds, such as "smoker=never": they are left out, and nothing is said
+            about them.
+        unseen_rests: for each site i the number of rests that sample i never holds. Nothing there is tested in effect:
+            the correction alone fills p(x_i | rest), with errors of its size.
     """
 
     method: str
@@ -67,25 +73,46 @@ class EstimatedTest:
     worst: LogOddsGap | None
     margin: float | None
     verdict: Verdict
+    names: tuple[str, ...] = ()
+    never_seen: tuple[str, ...] = ()
+    unseen_rests: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def __str__(self) -> str:
+        verdict = f"{self.verdict} at significance {self.significance:g}"
         lines = [
-            f"compatibility {self.verdict} at significance {self.significance:g}: {self.method}, "
+            f"compatibility {'not tested' if self.verdict == 'not measured' else verdict}: {self.method}, "
             f"statistic {self.statistic:.4g} with {self.degrees_of_freedom} degrees of freedom, p = {self.p_value:.3g}",
             f"  rows: {', '.join(map(str, self.num_rows))}",
         ]
         if self.worst is not None:
-            lines.append(f"  largest gap for its error: {self.worst}")
+            lines.append(f"  largest gap for its error, in log odds ratios (± one standard error): {self.worst}")
+        if self.never_seen:
+            lines.append(f"  never seen, left out and not tested: {', '.join(self.never_seen)}")
+        if any(self.unseen_rests):
+            rests = ", ".join(
+                f"{number} of p({name} | rest)"
+                for name, number in zip(self.names, self.unseen_rests, strict=True)
+                if number
+            )
+            lines.append(f"  rests without a row, where nothing is tested: {rests}")
         if self.margin is not None:
             lines.append(f"  margin: {self.margin:g} in log odds ratios")
         return "\n".join(lines)
 
+    def __repr__(self) -> str:
+        return str(self)
+
 
 def wald_test(
-    counts: Sequence[Tensor], *, significance: float = 0.05, margin: float | None = None, correction: float = 0.5
+    counts: Sequence[Any],
+    *,
+    labels: Labels | None = None,
+    significance: float = 0.05,
+    margin: float | None = None,
+    correction: float = 0.5,
 ) -> EstimatedTest:
     """Wald test that conditionals counted from independent samples share a joint.
 
@@ -99,7 +126,11 @@ def wald_test(
 
     Args:
         counts: for each of N sites a table ``[V_0, .., V_{N-1}]``, from independent samples: one table counted once and
-            passed N times is compatible by construction.
+            passed N times is compatible by construction. Two data frames, such as pandas.crosstab gives, are matched
+            by their labels; a category that one of them lacks counts as 0 there. Categories that no sample saw are
+            left out, which the result says.
+        labels: what the result calls sites and categories: a mapping of names to categories, or one sequence of
+            categories a site. Default: those of the frames, otherwise x0, x1, .. with 0, 1, ..
         significance: probability of refuting compatible conditionals.
         margin: a gap in log odds ratios that is negligible to the user; it adds the verdict "equivalent within margin".
         correction: added to every cell (Haldane 1956, Anscombe 1956), which keeps logarithms finite.
@@ -109,19 +140,20 @@ def wald_test(
             states).
         FlexgenError: options that cannot be used.
     """
-    tables = _checked_counts(counts, significance, margin, correction)
-    smoothed = tables + correction
+    read = _checked_counts(counts, labels, significance, margin, correction)
+    smoothed = read.tables + correction
     with _solvable(smoothed):
         _, statistic = counted.fit_wald(smoothed[None])
-    degrees = rectangle_rank(tables.shape[1:])
+    degrees = rectangle_rank(smoothed.shape[1:])
     p_value = float(stats.chi2.sf(float(statistic), degrees))
-    return _result("Wald test on log odds ratios", tables, smoothed, float(statistic), p_value, significance, margin)
+    return _result("Wald test on log odds ratios", read, smoothed, float(statistic), p_value, significance, margin)
 
 
 def bootstrap_test(
-    counts: Sequence[Tensor],
+    counts: Sequence[Any],
     *,
     generator: Randomness | int,
+    labels: Labels | None = None,
     num_draws: int = 999,
     project: Callable[[ConditionalTables], Tensor | JointTable] | None = None,
     significance: float = 0.05,
@@ -136,12 +168,12 @@ def bootstrap_test(
     (Berrett & Samworth 2023), with conditionals in their place.
 
     Args:
-        counts, significance, margin, correction: as for `wald_test`.
+        counts, labels, significance, margin, correction: as for `wald_test`.
         generator: of the new samples, or a seed.
         num_draws: how many; p-values are multiples of 1 / (num_draws + 1).
         project: the joint to draw from, a `JointTable` or ``[V_0, .., V_{N-1}]``, given the counted conditionals; for
             example ``lambda tables: closest_joint(tables, kind="I").joint``. Default: the joint of greatest likelihood,
-            which weighs each conditional law by how often it was seen.
+            which weighs each conditional law by how often it was seen. Categories that were never seen are not in it.
 
     Raises:
         DataError, FlexgenError: as `wald_test`; a projection that returns no positive joint.
@@ -149,16 +181,16 @@ def bootstrap_test(
     source = rng.seed_from(check_generator(generator))
     if project is not None:
         check_callable("project", project, "Pass a function of ConditionalTables that returns a joint, or None.")
-    tables = _checked_counts(counts, significance, margin, correction)
+    read = _checked_counts(counts, labels, significance, margin, correction)
     whole_number("num_draws", num_draws, 19)
-    smoothed = tables + correction
+    smoothed = read.tables + correction
     law = None if project is None else _projected(project, smoothed).log()[None]
-    stream = rng.stream(source, "bootstrap", device=tables.device)
+    stream = rng.stream(source, "bootstrap")
     with _solvable(smoothed):
-        found = bootstrap_p_values(tables[None], law, stream, num_draws=num_draws, correction=correction)
+        found = bootstrap_p_values(read.tables[None], law, stream, num_draws=num_draws, correction=correction)
     statistic, p_value = (float(answer[0]) for answer in found)
     return _result(
-        "parametric bootstrap of the likelihood ratio", tables, smoothed, statistic, p_value, significance, margin
+        "parametric bootstrap of the likelihood ratio", read, smoothed, statistic, p_value, significance, margin
     )
 
 
@@ -200,7 +232,7 @@ def _projected(project: Callable[[ConditionalTables], Tensor | JointTable], smoo
 
 def _result(
     method: str,
-    tables: Tensor,
+    read: CountTables,
     smoothed: Tensor,
     statistic: float,
     p_value: float,
@@ -208,56 +240,42 @@ def _result(
     margin: float | None,
 ) -> EstimatedTest:
     worst, reach = gaps_of_counts(smoothed, significance)
-    verdict: Verdict = "not refuted"
+    degrees = rectangle_rank(smoothed.shape[1:])
+    statistic, p_value = (statistic, p_value) if degrees else (0.0, 1.0)  # rounding aside
+    verdict: Verdict = "not refuted" if degrees else "not measured"
     if p_value < significance:
         verdict = "refuted"
-    elif margin is not None and reach < margin:
+    elif margin is not None and worst is not None and reach < margin and not read.never_seen:
         verdict = "equivalent within margin"
-    rows = tuple(int(t.sum()) for t in tables)
-    degrees = rectangle_rank(tables.shape[1:])
-    return EstimatedTest(method, statistic, degrees, p_value, significance, rows, worst, margin, verdict)
+    return EstimatedTest(
+        method,
+        statistic,
+        degrees,
+        p_value,
+        significance,
+        tuple(int(table.sum()) for table in read.tables),
+        None if worst is None else read.labelled(worst),
+        margin,
+        verdict,
+        read.names,
+        read.never_seen,
+        read.unseen_rests,
+    )
 
 
-def _checked_counts(counts: Any, significance: float, margin: float | None, correction: float) -> Tensor:
-    """Counts as float64 ``[N, V_0, ..]``."""
+def _checked_counts(
+    counts: Any, labels: Labels | None, significance: float, margin: float | None, correction: float
+) -> CountTables:
     check_significance(significance)
     check_margin(margin, "gap in log odds ratios")
     if not isinstance(correction, int | float) or not (correction == 0 or 1e-3 <= correction < math.inf):
         raise FlexgenError(
             "correction", f"is {kind_of(correction)}", "Pass 0.5, or 0 where no cell is empty; .001 is the least."
         )
-    if isinstance(counts, str) or not isinstance(counts, Iterable):
-        raise DataError("counts", f"is {kind_of(counts)}", "Pass a list of tables, one a site.")
-    fix = "Pass whole numbers, 0 or more."
-    tables = [numbers(f"counts[{i}]", table, fix).to(torch.float64) for i, table in enumerate(counts)]
-    shape = tuple(tables[0].shape) if tables else ()
-    if len(tables) < 2 or len(shape) != len(tables):
-        raise DataError(
-            "counts",
-            f"holds {len(tables)} table(s) of shape {shape}",
-            "Pass one table of counts a site, two sites or more, each with one axis a site.",
-        )
-    for i, table in enumerate(tables):
-        if tuple(table.shape) != shape:
-            raise DataError(f"counts[{i}]", f"has shape {tuple(table.shape)}, counts[0] {shape}", "Count all sites.")
-        if not bool(((table >= 0) & (table == table.round()) & table.isfinite()).all()):
-            raise DataError(f"counts[{i}]", "holds a number that is no count", fix)
-        if not table.any():
-            raise DataError(f"counts[{i}]", "holds no row", "Count at least one row a sample.")
-    if min(shape) < 2:
-        raise DataError("counts", f"has shape {shape}", "Leave out sites of a single value.")
-    if math.prod(shape) > _MAX_STATES:
-        raise DataError("counts", f"has {math.prod(shape)} states", f"Test blocks of sites of up to {_MAX_STATES}.")
-    for i, j in itertools.combinations(range(len(tables)), 2):
-        if torch.equal(tables[i], tables[j]):
-            raise DataError(
-                "counts",
-                f"hold one table twice, for sites {i} and {j}",
-                "Conditionals counted from one sample share its joint: count each from a sample of its own.",
-            )
-    if correction == 0 and not all(bool((table > 0).all()) for table in tables):
+    read = read_counts(counts, labels)
+    if correction == 0 and not bool((read.tables > 0).all()):
         raise FlexgenError("correction", "is 0, and some cell is empty", "Pass correction=0.5.")
-    return torch.stack(tables)
+    return read
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ class LogOddsGap:
         context: the values of all sites; those of i and j do not matter, and stand at a and c.
         gap: log odds ratio of p(x_i | rest) less that of p(x_j | rest), nats.
         standard_error: of the gap.
+        where: the rectangle in words; empty: told by the numbers of sites and values.
     """
 
     sites: tuple[int, int]
@@ -32,6 +33,7 @@ class LogOddsGap:
     context: tuple[int, ...]
     gap: float
     standard_error: float
+    where: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -40,11 +42,16 @@ class LogOddsGap:
         (i, j), ((a, b), (c, d)) = self.sites, self.values
         given = ", ".join(f"x{k}={v}" for k, v in enumerate(self.context) if k not in self.sites)
         where = f"x{i} in {{{a}, {b}}}, x{j} in {{{c}, {d}}}" + (f" given {given}" if given else "")
-        return f"{self.gap:+.3f} ± {self.standard_error:.3f} ({where})"
+        return f"{self.gap:+.3f} ± {self.standard_error:.3f} ({self.where or where})"
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
-def gaps_of_counts(counts: Tensor, significance: float) -> tuple[LogOddsGap, float]:
+def gaps_of_counts(counts: Tensor, significance: float) -> tuple[LogOddsGap | None, float]:
     """The rectangle with the most standard errors, and how far any gap may reach. Every rectangle is looked at.
+
+    None and 0 where fewer than two sites have two values, and so no rectangle is there.
 
     Args:
         counts: ``[N, V_0, ..]``, positive.
@@ -57,6 +64,8 @@ def gaps_of_counts(counts: Tensor, significance: float) -> tuple[LogOddsGap, flo
     reach = 0.0
     shape = counts.shape[1:]
     for i, j in itertools.combinations(range(len(counts)), 2):
+        if min(shape[i], shape[j]) < 2:
+            continue
         of_i, of_j = _pairs(shape[i]), _pairs(shape[j])  # [2, pairs]
         rest = shape.numel() // (shape[i] * shape[j])
         for ends in torch.split(of_i, max(1, _TOGETHER // (of_j.shape[1] * rest)), dim=1):
@@ -80,8 +89,7 @@ def gaps_of_counts(counts: Tensor, significance: float) -> tuple[LogOddsGap, flo
                     float(error[first, second, context]),
                 )
                 worst = most, found
-    assert worst is not None
-    return worst[1], reach
+    return None if worst is None else worst[1], reach
 
 
 def _pairs(size: int) -> Tensor:
