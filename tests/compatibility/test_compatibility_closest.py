@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import minimize, nnls
 from torch import Tensor
 
-from flexgen.compatibility import ConditionalFamily, closest_joint, product_of_conditionals, stationary
+from flexgen.compatibility import ClosestJoint, ConditionalFamily, closest_joint, product_of_conditionals, stationary
 from flexgen.compatibility.closest_linear import misfit
 from flexgen.errors import FlexgenError
 from flexgen.exact import ConditionalTables
@@ -109,6 +109,45 @@ def test_arnold_gokhale_is_a_fixed_point() -> None:
     p = closest_joint(tables, kind="AG").joint.p
     total = sum(tables.tables) / sum(1 / p.sum(site, keepdim=True).expand(3, 4) for site in range(2))
     torch.testing.assert_close(total / total.sum(), p, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_contexts_without_mass_have_a_proof_too(seed: int) -> None:
+    """No tables give states (2, 0, .) mass but the one whose context they are: the best laws are a limit."""
+    raw = torch.rand((3, 2, 2), generator=generator(seed), dtype=torch.float64) + 0.1
+    raw[2, 0] = 0
+    sums = [raw.sum(site, keepdim=True) for site in range(3)]
+    q = [torch.where(each > 0, raw / each, torch.full_like(raw, 1 / raw.shape[i])) for i, each in enumerate(sums)]
+    q[1][0, :, 0] = torch.tensor([0.9, 0.1])
+    tables = ConditionalTables(q)
+    found = closest_joint(tables, "AG")
+    assert found.objective > 0.01
+    assert found.gap < 1e-9
+    peer = minimize(
+        lambda theta: distance(torch.from_numpy(theta).softmax(0).view(3, 2, 2), tables, "AG"),
+        np.zeros(12),
+        method="BFGS",
+        options={"gtol": 1e-9},
+    )
+    assert found.bound <= peer.fun + 1e-9
+    assert found.bound == pytest.approx(peer.fun, abs=1e-4)
+
+
+def test_many_zeros_have_a_proof() -> None:
+    for seed in range(40):
+        shape, source, q = [(3, 3), (2, 2, 2), (4, 3), (2, 3, 3)][seed % 4], generator(seed), []
+        for site in range(len(shape)):
+            raw = torch.rand(shape, generator=source, dtype=torch.float64) + 0.05
+            raw = raw * (torch.rand(shape, generator=source) > 0.35)
+            total = raw.sum(site, keepdim=True)
+            q.append(torch.where(total > 0, raw / total, torch.full_like(raw, 1 / shape[site])))
+        found = closest_joint(ConditionalTables(q), "AG")
+        assert found.gap < 1e-9, seed
+
+
+def test_what_is_not_proved_is_not_called_optimal() -> None:
+    unproved = ClosestJoint("AG", random_joint((2, 2), 0), 0.5, 0.0, "distance")
+    assert "without a proof that no joint is closer" in repr(unproved)
 
 
 def test_weak_compatibility_is_a_distance_of_zero() -> None:
