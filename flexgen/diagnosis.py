@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from flexgen import rng
 from flexgen.checks import kind_of
 from flexgen.compatibility import measurement
+from flexgen.compatibility.answer_checks import check_answers
 from flexgen.compatibility.budget import DEFAULT_FORWARDS, Plan, budget_of, make_plan
 from flexgen.compatibility.network_arguments import check_level, check_margin, checked_seed
 from flexgen.compatibility.report import Report
@@ -29,6 +30,8 @@ from flexgen.space import Space
 from flexgen.table_model import TableModel
 
 __all__ = ["diagnose"]
+
+_CHECKED_SHARE = 16  # of the budget, one part at most asks whether answers are conditionals at all
 
 
 def diagnose(
@@ -68,6 +71,8 @@ def diagnose(
     Raises:
         DataError: data that are not the model's rows; fewer than two rows or sites.
         FlexgenError: options that are none; a budget that nothing can be measured with.
+            A model whose answers do not sum to 1 over a site's categories, differ when asked again, or change with
+            the values at unobserved places.
         UnsupportedQueryError: a model without densities.
     """
     check_margin(margin)
@@ -85,6 +90,7 @@ def diagnose(
     if forwards is None:
         assert seconds is not None
         forwards = measurement.forwards_in(seconds, answers, x, present)
+    checked = check_answers(answers, x, present & _only(examined, x), most=forwards // _CHECKED_SHARE)
     least = Rounding.least(conditional)
     # A quarter at most is spent on what rounding does.
     rounding = Rounding.measured(answers, x, present, most=forwards // 4) if forwards >= 4 * least else None
@@ -100,6 +106,7 @@ def diagnose(
     )
     if rounding is None or set(plan.omitted) >= {"rectangles", "circulations", "order gaps"}:
         least = max(4 * least, plan.least + least)
+        least += math.ceil(least / (_CHECKED_SHARE - 1))  # what the check of answers takes of that
         what = f"is {budget!r}" + (f", {forwards} forward passes" if seconds else "")
         raise FlexgenError("budget", what, f"Pass at least {least} forward passes: nothing takes less.")
     deadline = math.inf if seconds is None else started + seconds
@@ -107,6 +114,8 @@ def diagnose(
     if deadline == math.inf:
         assert answers.cost.forwards <= forwards
     assumptions, caveats = _words(answers, examined, plan, values, rounding, found, budget, forwards, len(x))
+    if not checked:
+        caveats = ("Not checked: whether answers sum to 1, repeat, and leave unobserved places unread.", *caveats)
     return Report(
         found.effects,
         called,
@@ -184,6 +193,11 @@ def _site(names: tuple[str, ...], site: Any) -> int:
     if hasattr(site, "__index__") and not isinstance(site, bool) and 0 <= operator.index(site) < len(names):
         return operator.index(site)
     raise DataError("sites", f"names {site!r}", f"Choose among {', '.join(names[:20])}, or 0 to {len(names) - 1}.")
+
+
+def _only(sites: Tensor, x: Tensor) -> Tensor:
+    """Which columns these are, bool ``[N]``."""
+    return torch.zeros(x.shape[1], dtype=torch.bool).index_fill(0, sites, True).to(x.device)
 
 
 def _words(
