@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -104,7 +105,7 @@ def checked_draws(draws: Any) -> Mapping[str, Tensor]:
 
 def _of_scan(argument: str, value: Any) -> Tensor:
     fix = "Pass numbers [chains, draws, N], or the result of a sampler's run."
-    if isinstance(value, Tensor | np.ndarray) or type(value).__module__.startswith("pandas"):
+    if isinstance(value, Tensor | np.ndarray):
         return numbers(argument, value, fix).cpu()
     with renamed(draws=argument):  # a run that stored none says so
         stored = getattr(value, "draws", None)
@@ -143,6 +144,8 @@ def _as_tensor(value: Any) -> Tensor:
         return value
     if hasattr(value, "to_numpy"):  # a frame or a series of pandas
         value = value.to_numpy()
+        if value.dtype == object and all(isinstance(part, Real) for part in value.flat):  # its nullable integers
+            value = value.astype(np.float64)
     if isinstance(value, np.ndarray) and (not value.flags.writeable or min(value.strides, default=0) < 0):
         value = value.copy()
     return torch.as_tensor(value)

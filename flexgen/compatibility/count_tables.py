@@ -134,6 +134,11 @@ def _is_frame(value: Any) -> bool:
     return all(hasattr(value, name) for name in ("index", "columns", "to_numpy")) and getattr(value, "ndim", 0) == 2
 
 
+def _ends_in_totals(table: np.ndarray[Any, Any]) -> bool:
+    """Whether the last row and the last column are sums of others; of a table of two of each that may be chance."""
+    return min(table.shape) > 2 and all(np.array_equal(part[-1], part[:-1].sum(0)) for part in (table, table.T))
+
+
 def _listed(labels: Any) -> list[tuple[Hashable, ...]]:
     """The categories that labels name, site by site; none without labels."""
     groups = list(labels.values()) if isinstance(labels, Mapping) else () if labels is None else labels
@@ -170,8 +175,10 @@ def _aligned(frames: Sequence[Any], labels: Labels | None) -> tuple[list[np.ndar
         told = [f"x{k}" if name is None else str(name) for k, name in enumerate(names)]
         labels = dict(zip(told, categories, strict=True)) if len(set(told)) == 2 else categories
     tables = []
-    for frame, (rows, columns) in zip(frames, axes, strict=True):
-        values = np.asarray(frame.to_numpy())
+    for i, (frame, (rows, columns)) in enumerate(zip(frames, axes, strict=True)):
+        values = numbers(f"counts[{i}]", frame, _FIX).numpy()
+        if rows and columns and rows[-1] == columns[-1] and _ends_in_totals(values):
+            raise DataError(f"counts[{i}]", f"holds its totals as {rows[-1]!r}", "Count without them: margins=False.")
         table = np.zeros([len(each) for each in categories], dtype=values.dtype)
         table[np.ix_([categories[0].index(x) for x in rows], [categories[1].index(x) for x in columns])] = values
         tables.append(table)

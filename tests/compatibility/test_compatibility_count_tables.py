@@ -60,9 +60,20 @@ def test_compatibility_tables_of_any_kind_are_taken_without_a_warning() -> None:
         assert wald_test(locked) == expected
         assert wald_test([table.tolist() for table in locked]) == expected
         assert wald_test([pd.DataFrame(locked[0]), locked[1]]) == expected
+        assert wald_test([pd.DataFrame(table).astype("Int64") for table in locked]) == expected
         laws = [pd.DataFrame(np.asarray(t)) for t in JointTable(JOINT).conditional_tables().tables]
         refits = torch.rand(30, 2, 3, 3, generator=generator(0), dtype=torch.float64) + 0.5
         assert refits_test(laws, [[pd.DataFrame(t.numpy()) for t in r] for r in refits]).p_value >= 0
+
+
+def test_compatibility_totals_of_a_cross_table_are_no_category() -> None:
+    samples = [pd.DataFrame({"a": list("uvuv"), "b": list(b)}) for b in ("xyxx", "yyxx")]
+    crossed = [pd.crosstab(sample["a"], sample["b"], margins=True) for sample in samples]
+    with pytest.raises(DataError, match=re.escape("counts[0]: holds its totals as 'All'. Count without them")):
+        wald_test(crossed)
+    assert wald_test([table.drop("All").drop(columns="All") for table in crossed]).degrees_of_freedom == 1
+    even = pd.DataFrame(torch.full((2, 2), 5.0).numpy(), index=["no", "yes"], columns=["no", "yes"])
+    assert wald_test([even, even + 1]).verdict == "not refuted"
 
 
 def test_compatibility_labels_name_the_worst_rectangle_of_three_sites() -> None:
@@ -159,7 +170,7 @@ def test_compatibility_results_of_counts_show_their_text() -> None:
             (frame([list("abc")] * 3, "fmx", "abc"), frame(SECOND, "fmx", "abc")),
             None,
             DataError,
-            "counts[0]: is a ndarray",
+            "counts[0]: is a DataFrame",
         ),
         ((FIRST, SECOND), {"sex": "fm", "age": "abc"}, FlexgenError, "labels: name (2, 3) categories"),
         ((FIRST, SECOND), 3, FlexgenError, "labels: is 3"),

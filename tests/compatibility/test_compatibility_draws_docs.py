@@ -23,7 +23,8 @@ def run_page(name: str, capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, A
         torch.manual_seed(0)
         for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
             exec(compile(block, name, "exec"), names)
-    return names, capsys.readouterr().out, re.findall(r"```\n((?:one law|compatibility|total|pseudo).*?)```", text, re.DOTALL)
+    shown = re.findall(r"```\n((?:one law|compatibility|total|pseudo).*?)```", text, re.DOTALL)
+    return names, capsys.readouterr().out, shown
 
 
 def test_compatibility_page_on_draws_runs(capsys: pytest.CaptureFixture[str]) -> None:
