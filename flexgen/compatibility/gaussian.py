@@ -132,6 +132,8 @@ class GaussianCheck:
     def __str__(self) -> str:
         return f"{self.verdict}: {self.explanation}"
 
+    __repr__ = __str__
+
 
 def require_gaussian(conditionals: object) -> None:
     """Refuses what are no linear-Gaussian conditionals."""

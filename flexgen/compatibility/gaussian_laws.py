@@ -41,6 +41,15 @@ class GaussianLaw:
     covariance: Tensor
     is_normal: bool
 
+    def __str__(self) -> str:
+        kind = "normal law" if self.is_normal else "mixture of normal laws"
+        deviations = self.covariance.diagonal().sqrt()
+        return (
+            f"{kind} of {len(self.mean)} sites: means {_listed(self.mean)}; standard deviations {_listed(deviations)}"
+        )
+
+    __repr__ = __str__
+
 
 def stationary_gaussian(conditionals: GaussianConditionals, scan: Scan = "random") -> GaussianLaw:
     """The stationary law of a scan.
@@ -90,6 +99,14 @@ class ClosestGaussian:
     objective: float
     residual: float
 
+    def __str__(self) -> str:
+        return (
+            f"closest joint (I): sum of KL(r || r_{{-i}} q_i), nats = {self.objective:.6g}, a normal law of "
+            f"{len(self.joint.mean)} sites; residual {self.residual:.2g}"
+        )
+
+    __repr__ = __str__
+
 
 def closest_gaussian(conditionals: GaussianConditionals, *, num_iterations: int = 2000) -> ClosestGaussian:
     """The closest joint of linear-Gaussian conditionals, in the sense of ``closest_joint(kind="I")``.
@@ -127,6 +144,11 @@ def closest_gaussian(conditionals: GaussianConditionals, *, num_iterations: int 
     logs = (conditionals.variances * precision.diagonal()).log()
     objective = 0.5 * float((logs - 1).sum() + (target * joint.covariance).sum())
     return ClosestGaussian(joint, max(0.0, objective), residual)
+
+
+def _listed(numbers: Tensor, shown: int = 6) -> str:
+    """The first few of many numbers."""
+    return ", ".join([f"{number:.6g}" for number in numbers[:shown].tolist()] + [".."] * (len(numbers) > shown))
 
 
 def _diverges() -> FlexgenError:

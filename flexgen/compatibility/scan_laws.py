@@ -116,6 +116,8 @@ class ScanDivergence:
     def __str__(self) -> str:
         return f"total variation {self.tv:.6g}; KL {self.kl:.6g} nats, reversed {self.kl_reverse:.6g} nats"
 
+    __repr__ = __str__
+
 
 def scan_divergence(tables: HasBlockTables, first: Scan, second: Scan) -> ScanDivergence:
     """Total variation and KL divergences between the stationary laws of two scans; arguments as in `stationary`."""

@@ -55,8 +55,20 @@ class TableCheck:
 
     def __str__(self) -> str:
         number = {True: "one joint", False: "more than one joint", None: "no joint"}[self.unique]
-        lines = [f"{self.verdict}: {number}; largest log-odds gap {self.log_odds_gap:.6g} nats"]
+        lines = [f"{self.verdict}: {number}; {self._worst()}"]
         return "\n".join(lines if self.violation is None else [*lines, str(self.violation)])
+
+    __repr__ = __str__
+
+    def _worst(self) -> str:
+        """The gap that decided: of a rectangle, or, where zeros leave none that is worse, what the violation says."""
+        found = self.violation
+        if found is not None and found.gap > self.log_odds_gap * (1 + 1e-9):
+            if found.kind == "support":
+                return "zeros that disagree"
+            if found.kind == "loop":
+                return f"gap of {found.gap:.6g} nats round a loop of {len(found.states)} states"
+        return f"largest log-odds gap {self.log_odds_gap:.6g} nats"
 
 
 def check_tables(

@@ -37,6 +37,14 @@ class RandomScan:
     joint: JointTable
     gains: Tensor
 
+    def __str__(self) -> str:
+        shape = " x ".join(map(str, self.joint.shape))
+        return (
+            f"law of the random scan over {shape} states; under it its conditionals gain {self.gain():.6g} nats a row"
+        )
+
+    __repr__ = __str__
+
     def gain(self, law: Tensor | None = None) -> float:
         """sum_i E_p KL(p_i || q_i) - sum_i E_p KL(p_i || π_i), nats a row, under data of a law p; default: π itself.
 
