@@ -7,6 +7,7 @@ observed: they are marginalised out.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ __all__ = ["MAX_STATES", "ConditionalFamily", "ConditionalLaw", "Labels", "as_fa
 Labels: TypeAlias = Mapping[str, Sequence[Hashable]] | Sequence[Sequence[Hashable]]
 
 MAX_STATES = 1 << 16
+_LOOKS_ROUNDED = 0.02  # thirds with two digits sum to .99
 _SUM_TOLERANCE = 1e-6  # as in flexgen.exact: a table that was rounded to float32 still counts as normalised
 
 
@@ -171,7 +173,8 @@ def as_family(
     raise FlexgenError(
         argument,
         f"is a {type(tables).__name__}",
-        "Pass fg.exact.ConditionalTables or a ConditionalFamily (of a JointTable: its conditional_tables()).",
+        "Pass fg.exact.ConditionalTables or a ConditionalFamily (of a JointTable: its conditional_tables()). Of a "
+        "network: fg.diagnose(model, data), or the tables of a few of its sites by fg.compatibility.exact_blocks.",
     )
 
 
@@ -228,10 +231,7 @@ def _law(name: str, shape: tuple[int, ...], entry: Any) -> ConditionalLaw:
         )
     sums = table.sum(tuple(range(num_targets)), keepdim=True)
     if bool(((sums - 1).abs() > _SUM_TOLERANCE).any()):
-        worst = float(sums.flatten()[(sums - 1).abs().argmax()])
-        raise FlexgenError(
-            name, f"sums to {worst:.6g} over its targets, not 1", "Normalise it over the axes of its targets."
-        )
+        raise _not_normalised(name, table, sums, listed, num_targets)
     order = sorted(range(len(listed)), key=listed.__getitem__)
     sizes = [shape[site] if site in listed else 1 for site in range(len(shape))]
     return ConditionalLaw(
@@ -239,6 +239,28 @@ def _law(name: str, shape: tuple[int, ...], entry: Any) -> ConditionalLaw:
         tuple(sorted(listed[num_targets:])),
         (table / sums).permute(order).reshape(sizes),
     )
+
+
+def _not_normalised(name: str, table: Tensor, sums: Tensor, listed: tuple[int, ...], num_targets: int) -> FlexgenError:
+    """Where a table does not sum to one, and what may have gone wrong: its axes, or digits that were cut off."""
+    off = (sums - 1).abs()
+    place = np.unravel_index(int(off.argmax()), tuple(sums.shape))[num_targets:]
+    context = ", ".join(f"x{site}={int(code)}" for site, code in zip(listed[num_targets:], place, strict=True))
+    fix = "Normalise it over the axes of its targets, which come first."
+    axes = range(table.ndim)
+    other = [
+        kept
+        for kept in itertools.combinations(axes, num_targets)
+        if kept != tuple(range(num_targets)) and bool(((table.sum(kept) - 1).abs() <= _SUM_TOLERANCE).all())
+    ]
+    if other:
+        said = "axis" if num_targets == 1 else "axes"
+        fix = f"It sums to 1 over {said} {', '.join(map(str, other[0]))}: transpose it, so that targets come first."
+    elif float(off.max()) < _LOOKS_ROUNDED:
+        fix = "If its entries are rounded, divide it by its sums over the axes of its targets, which come first."
+    worst = float(sums.flatten()[off.argmax()])
+    where = f" at {context}" if context else ""
+    return FlexgenError(name, f"sums to {worst:.6g} over its targets{where}, not 1", fix)
 
 
 def _labels(labels: Labels | None, shape: tuple[int, ...]) -> tuple[tuple[str, ...], tuple[tuple[Hashable, ...], ...]]:
@@ -255,6 +277,12 @@ def _labels(labels: Labels | None, shape: tuple[int, ...]) -> tuple[tuple[str, .
         for each in groups
     )
     if tuple(map(len, categories)) != shape:
+        if isinstance(labels, Sequence) and all(isinstance(each, str) for each in labels):
+            raise FlexgenError(
+                "labels",
+                f"are {labels!r}, names without categories",
+                'Pass a dict of sites and their categories: {"sex": ["f", "m"], "smoker": ["no", "yes"]}.',
+            )
         raise FlexgenError(
             "labels",
             f"name {tuple(map(len, categories))} categories, but the sites have {shape}",

@@ -45,7 +45,8 @@ class GaussianConditionals:
     ) -> None:
         self.coefficients = torch.as_tensor(coefficients).detach().to("cpu", torch.float64)
         self.variances = torch.as_tensor(variances).detach().to("cpu", torch.float64)
-        size = self.variances.numel()
+        square = self.coefficients.ndim == 2 and len(set(self.coefficients.shape)) == 1
+        size = len(self.coefficients) if square else self.variances.numel()
         self.intercepts = torch.zeros(size, dtype=torch.float64)
         if intercepts is not None:
             self.intercepts = torch.as_tensor(intercepts).detach().to("cpu", torch.float64)

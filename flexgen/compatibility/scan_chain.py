@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -16,10 +16,11 @@ from flexgen.compatibility.graph import closed_components, line_numbers
 from flexgen.compatibility.scan_orders import Order, weighted_orders
 from flexgen.errors import FlexgenError
 from flexgen.exact import kernels
-from flexgen.exact.kernels import Block, HasBlockTables
+from flexgen.exact.kernels import HasBlockTables
 
 __all__ = ["Scan", "ScanChain"]
 
+Block: TypeAlias = int | str | Sequence[int] | Sequence[str]  # sites by number or, of a family with labels, by name
 Scan: TypeAlias = Literal["random"] | Iterable[Block] | Mapping[tuple[Block, ...], float]
 
 
@@ -31,7 +32,8 @@ class ScanChain:
             raise FlexgenError(
                 "tables",
                 f"is {kind_of(tables)}",
-                "Pass fg.exact.ConditionalTables, a ConditionalFamily or a fg.exact.JointTable.",
+                "Pass fg.exact.ConditionalTables, a ConditionalFamily or a fg.exact.JointTable. Of a network: "
+                "fg.diagnose(model, data), or the tables of a few of its sites by fg.compatibility.exact_blocks.",
             )
         self.tables, self.shape = tables, tuple(tables.shape)
         self.num_states = math.prod(self.shape)
@@ -109,4 +111,4 @@ def _orders(tables: HasBlockTables, scan: Scan) -> list[tuple[float, Order]]:
                 f"state {tables.blocks.count(twice[0])} conditionals of the target {target}",
                 "Keep one conditional a target: a scan cannot tell which of them it should draw from.",
             )
-    return weighted_orders(scan, tables.blocks, num_sites)
+    return weighted_orders(scan, tables.blocks, num_sites, tables.names)

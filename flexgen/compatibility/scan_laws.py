@@ -44,6 +44,8 @@ def stationary(
         scan: ``"random"``: each step updates a site (a family: the target of one of its conditionals) chosen evenly.
             An order such as ``(0, 1, 2)`` or ``((0, 2), 1)``: the law at the end of a sweep that updates x_0, then x_1,
             then x_2. A mixture ``{(0, 1, 2): 0.5, (2, 1, 0): 0.5}``: each sweep takes an order with its probability.
+            Sites of a `ConditionalFamily` with labels go by name too: ``("weather", "mood")``. Samplers' scans that
+            visit a site chosen evenly, or sites or blocks in a fixed order, are understood.
         closed_class: which of several closed classes (numbered as in `closed_classes`) the chain runs in.
         tolerance: the result is checked: the total variation of πK against π must not exceed it, nor that over
             1 - |λ_2|, which is about the error of π, its square root (1e-6).

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from flexgen.checks import kind_of
+from flexgen.checks import kind_of, renamed
 from flexgen.compatibility.family import is_number
 from flexgen.errors import FlexgenError
 from flexgen.exact.kernels import as_block
@@ -16,16 +16,22 @@ __all__ = ["Order", "weighted_orders"]
 Order = tuple[tuple[int, ...], ...]
 
 
-def weighted_orders(scan: Any, random: Sequence[tuple[int, ...]], num_sites: int) -> list[tuple[float, Order]]:
+def weighted_orders(
+    scan: Any, random: Sequence[tuple[int, ...]], num_sites: int, names: Sequence[str] = ()
+) -> list[tuple[float, Order]]:
     """The orders of positive weight.
 
     Args:
-        scan: ``"random"``, an order of sites and blocks, or a mapping of orders to probabilities.
+        scan: ``"random"``, an order of sites and blocks, or a mapping of orders to probabilities; of samplers' scans,
+            those that visit sites or blocks in a fixed order, or one site chosen evenly.
         random: the blocks that a random scan chooses among.
+        names: what users call the sites, which orders may use in place of their numbers.
 
     Raises:
         FlexgenError: whatever else `scan` may be.
     """
+    if hasattr(scan, "steps"):
+        scan = _of_sampler(scan, num_sites)
     if isinstance(scan, str):
         if scan != "random":
             raise FlexgenError("scan", f"is {scan!r}", "Say 'random', an order such as (0, 1, 2), or a mixture.")
@@ -34,23 +40,48 @@ def weighted_orders(scan: Any, random: Sequence[tuple[int, ...]], num_sites: int
     weights = [weight for _, weight in pairs]
     if not all(is_number(weight) and 0 <= weight < math.inf for weight in weights) or abs(sum(weights) - 1) > 1e-9:
         raise FlexgenError("scan", f"has weights {weights}", "Give every order a probability; they sum to 1.")
-    orders = [(float(weight), _order(order, num_sites)) for order, weight in pairs]
+    numbers = {name: site for site, name in enumerate(names)}
+    orders = [(float(weight), _order(order, num_sites, numbers)) for order, weight in pairs]
     return [(weight, order) for weight, order in orders if weight]
 
 
-def _order(order: Any, num_sites: int) -> Order:
+def _of_sampler(scan: Any, num_sites: int) -> Any:
+    """A sampler's scan in the words of this module, known by its fields: samplers lie above this floor."""
+    kind = type(scan).__name__
+    if kind == "Systematic":
+        return range(num_sites) if scan.order is None else scan.order
+    if kind == "Blocked":
+        return scan.blocks
+    if kind == "RandomSite":
+        return {(site,): 1 / num_sites for site in range(num_sites)}
+    raise FlexgenError(
+        "scan", f"is {scan!r}", "Pass 'random', a tuple of sites such as (0, 1, 2), or orders with their probabilities."
+    )
+
+
+def _order(order: Any, num_sites: int, numbers: Mapping[str, int]) -> Order:
     if isinstance(order, str) or not isinstance(order, Iterable):
         raise FlexgenError("scan", f"has the order {kind_of(order)}", "Write an order as a tuple of sites: (0, 1, 2).")
-    blocks = tuple(_block(block, num_sites) for block in order)
+    blocks = tuple(_block(block, num_sites, numbers) for block in order)
     if not blocks:
         raise FlexgenError("scan", "holds an empty order", "Name the sites that a sweep updates, in order.")
     return blocks
 
 
-def _block(block: Any, num_sites: int) -> tuple[int, ...]:
+def _block(block: Any, num_sites: int, numbers: Mapping[str, int]) -> tuple[int, ...]:
     several = isinstance(block, Iterable) and not isinstance(block, str)
-    sites = tuple(block) if several else (block,)
+    sites: list[Any] = [
+        numbers.get(site, site) if isinstance(site, str) else site for site in (block if several else (block,))
+    ]
     if any(isinstance(site, bool) or not hasattr(site, "__index__") for site in sites):
-        raise FlexgenError("scan", f"names the site {block!r}", f"Number the sites, 0 to {num_sites - 1}.")
-    numbers = [site.__index__() for site in sites]
-    return as_block(numbers if several else numbers[0], num_sites)
+        fix = f"Number the sites, 0 to {num_sites - 1}"
+        if numbers:
+            fix += f", or use their names: {', '.join(list(numbers)[:12])}."
+        elif any(isinstance(site, str) for site in sites):
+            fix += "; names come with labels: ConditionalFamily.of_tables(tables, labels=labels)."
+        else:
+            fix += "."
+        raise FlexgenError("scan", f"names the site {block!r}", fix)
+    indices = [site.__index__() for site in sites]
+    with renamed(block="scan"):
+        return as_block(indices if several else indices[0], num_sites)

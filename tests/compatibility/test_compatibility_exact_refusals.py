@@ -11,9 +11,11 @@ from flexgen.compatibility import (
     ConditionalFamily,
     GaussianConditionals,
     check_gaussian,
+    check_tables,
     closest_gaussian,
     closest_joint,
     rectangle_rank,
+    stationary,
     stationary_gaussian,
 )
 from flexgen.compatibility.repair import OrderEnsemble, random_scan
@@ -86,3 +88,44 @@ def test_compatibility_units_of_no_draws() -> None:
         with pytest.raises(FlexgenError, match="unit: is"):
             cut(draws, unit=unit)  # type: ignore[arg-type]
     assert cut(draws, unit=torch.arange(3).numpy()[2]).kind == "blocks of 2 draws"
+
+
+def test_compatibility_gaussian_variances_of_the_wrong_length() -> None:
+    with pytest.raises(FlexgenError, match=r"variances: has shape \(2,\).*shape \(3,\)"):
+        GaussianConditionals(torch.zeros(3, 3), torch.ones(2))
+
+
+def test_compatibility_scans_of_unknown_sites_are_scans() -> None:
+    with pytest.raises(FlexgenError, match=r"scan: is 7\. Name distinct sites among 0 to 1"):
+        stationary(PRESS, (0, 1, 7))
+    with pytest.raises(FlexgenError, match=r"scan: names the site 'weather'.*names come with labels"):
+        stationary(PRESS, ("weather", "mood"))
+    named = ConditionalFamily.of_tables(PRESS, labels={"weather": "abc", "mood": "def"})
+    with pytest.raises(FlexgenError, match=r"scan: names the site 'moo'.*use their names: weather, mood"):
+        stationary(named, ("weather", "moo"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([[0.5, 0.5], [0.5, 0.4]], r"sums to 0\.9 over its targets at x1=1, not 1\. Normalise it"),
+        ([[0.2, 0.8], [0.7, 0.3]], r"It sums to 1 over axis 1: transpose it, so that targets come first"),
+        ([[0.33, 0.5], [0.66, 0.5]], r"sums to 0\.99 over its targets at x1=0, not 1\. If its entries are rounded"),
+    ],
+)
+def test_compatibility_tables_that_do_not_sum_to_one(rows: list[list[float]], says: str) -> None:
+    with pytest.raises(FlexgenError, match=r"conditionals\[0\]: .*" + says):
+        ConditionalFamily((2, 2), [(0, [1], torch.tensor(rows))])
+    with pytest.raises(FlexgenError, match=r"sums to 0\.9 over its targets, not 1"):
+        ConditionalFamily((2,), [(0, [], torch.tensor([0.5, 0.4]))])
+
+
+def test_compatibility_labels_without_categories() -> None:
+    with pytest.raises(FlexgenError, match=r"labels: are \['a', 'b'\], names without categories\. Pass a dict"):
+        ConditionalFamily.of_tables(PRESS, labels=["a", "b"])
+
+
+def test_compatibility_networks_are_sent_to_the_tier_of_networks() -> None:
+    for function in (stationary, check_tables):
+        with pytest.raises(FlexgenError, match=r"tables: is a.*fg\.diagnose\(model, data\).*exact_blocks"):
+            function(torch.nn.Linear(2, 2))

@@ -178,7 +178,7 @@ def test_errors() -> None:
         GaussianConditionals(eye, torch.ones(2))
     with pytest.raises(FlexgenError, match=r"variances: hold -1.0\. Variances are positive"):
         GaussianConditionals(torch.zeros(2, 2), torch.tensor([1.0, -1.0]))
-    with pytest.raises(FlexgenError, match=r"coefficients: has shape \(3, 3\) or is not finite"):
+    with pytest.raises(FlexgenError, match=r"variances: has shape \(2,\) or is not finite"):
         GaussianConditionals(torch.zeros(3, 3), torch.ones(2))
     two = GaussianConditionals(1 - eye, torch.ones(2))
     with pytest.raises(FlexgenError, match=r"scan: is \(0,\)\. Update each of the sites 0 to 1"):

@@ -12,6 +12,7 @@ from flexgen.compatibility import ConditionalFamily, closed_classes, scan_diverg
 from flexgen.compatibility.scan_laws import Scan
 from flexgen.errors import FlexgenError, UnsupportedQueryError
 from flexgen.exact import ConditionalTables, JointTable, kernels
+from samplers import scans
 from tests.compatibility.worked_examples import (
     COIN,
     ONE_WAY,
@@ -181,7 +182,7 @@ def test_errors() -> None:
         stationary(COIN, {(0, 1): 0.5, (1, 0): 0.6})
     with pytest.raises(FlexgenError, match="scan: holds an empty order"):
         stationary(COIN, ())
-    with pytest.raises(FlexgenError, match=r"block: is 2. Name distinct sites among 0 to 1"):
+    with pytest.raises(FlexgenError, match=r"scan: is 2. Name distinct sites among 0 to 1"):
         stationary(COIN, (0, 2))
 
 
@@ -192,3 +193,30 @@ def test_tables_need_not_be_contiguous() -> None:
     assert not all(t.is_contiguous() for t in turned.tables)
     for scan in ("random", (0, 1, 2), (2, 0, 1)):
         torch.testing.assert_close(stationary(turned, scan), stationary(tables, scan), rtol=0, atol=1e-14)
+
+
+def test_sites_by_name() -> None:
+    tables = random_tables((2, 3, 2), 4)
+    labels = {"weather": ["dry", "wet"], "mood": ["low", "even", "high"], "walk": ["no", "yes"]}
+    named = ConditionalFamily.of_tables(tables, labels=labels)
+    for scan, numbered in (
+        (("weather", "mood", "walk"), (0, 1, 2)),
+        ({("walk", "mood", "weather"): 0.5, ("mood", 0, "walk"): 0.5}, {(2, 1, 0): 0.5, (1, 0, 2): 0.5}),
+    ):
+        law = stationary(tables, numbered)  # type: ignore[arg-type]
+        torch.testing.assert_close(stationary(named, scan), law, atol=1e-15, rtol=0)  # type: ignore[arg-type]
+    assert scan_divergence(named, ("walk", "mood", "weather"), (2, 1, 0)).tv == 0
+
+
+def test_scans_of_samplers() -> None:
+    tables, joint = random_tables((2, 3, 2), 4), random_joint((2, 3, 2), 4)
+    for scan, same in (
+        (scans.random(), "random"),
+        (scans.systematic(), (0, 1, 2)),
+        (scans.systematic((2, 0, 1)), (2, 0, 1)),
+    ):
+        torch.testing.assert_close(stationary(tables, scan), stationary(tables, same), atol=1e-15, rtol=0)  # type: ignore[arg-type]
+    law = stationary(joint, scans.blocked([(0, 1), (2,)]))  # type: ignore[arg-type]
+    torch.testing.assert_close(law, joint.p, atol=1e-14, rtol=0)
+    with pytest.raises(FlexgenError, match=r"scan: is RandomPermutation\(\)\. Pass 'random', a tuple of sites"):
+        stationary(tables, scans.random_permutation())  # type: ignore[arg-type]
