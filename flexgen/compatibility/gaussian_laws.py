@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -15,13 +14,19 @@ from torch import Tensor
 from flexgen.checks import whole_number
 from flexgen.compatibility.gaussian import GaussianConditionals, require_gaussian
 from flexgen.compatibility.graph import Floats
+from flexgen.compatibility.scan_chain import Scan
 from flexgen.compatibility.scan_orders import weighted_orders
 from flexgen.errors import FlexgenError
 from flexgen.exact import Gaussian
 
-__all__ = ["ClosestGaussian", "GaussianLaw", "closest_gaussian", "stationary_gaussian"]
-
-Scan: TypeAlias = Literal["random"] | Iterable[int] | Mapping[tuple[int, ...], float]
+__all__ = [
+    "ClosestGaussian",
+    "GaussianLaw",
+    "GaussianScanDivergence",
+    "closest_gaussian",
+    "gaussian_scan_divergence",
+    "stationary_gaussian",
+]
 
 _DIRECT_SITES = 32  # up to here the covariances of mixtures of scans are solved by elimination
 
@@ -57,7 +62,7 @@ def stationary_gaussian(conditionals: GaussianConditionals, scan: Scan = "random
     Args:
         conditionals: N sites.
         scan: ``"random"``, an order such as ``(0, 1, 2)`` (the law after a sweep that updates x_0 first), or a mixture
-            of orders ``{(0, 1, 2): 0.5, (2, 1, 0): 0.5}``.
+            of orders ``{(0, 1, 2): 0.5, (2, 1, 0): 0.5}``. Sites go by name too.
 
     Raises:
         FlexgenError: a scan that never updates some site, or that does not converge.
@@ -67,7 +72,7 @@ def stationary_gaussian(conditionals: GaussianConditionals, scan: Scan = "random
     """
     require_gaussian(conditionals)
     size = conditionals.num_sites
-    sweeps = [(weight, *_sweep(conditionals, order)) for weight, order in _orders(scan, size)]
+    sweeps = [(weight, *_sweep(conditionals, order)) for weight, order in _orders(scan, size, conditionals.names)]
     if len(sweeps) == 1:
         _, move, noise = sweeps[0]
         rate = float(np.abs(np.linalg.eigvals(move)).max())
@@ -83,6 +88,53 @@ def stationary_gaussian(conditionals: GaussianConditionals, scan: Scan = "random
     if not spectrum[0] > 0:
         raise _diverges()
     return GaussianLaw(conditionals.mean, torch.from_numpy(covariance), len(sweeps) == 1)
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianScanDivergence:
+    """How far the normal laws of two scans lie apart. Their means agree.
+
+    Args:
+        kl: KL(first || second), nats.
+        kl_reverse: KL(second || first), nats.
+        first, second: the laws.
+    """
+
+    kl: float
+    kl_reverse: float
+    first: GaussianLaw
+    second: GaussianLaw
+
+    def __str__(self) -> str:
+        return f"KL {self.kl:.6g} nats, reversed {self.kl_reverse:.6g} nats"
+
+    __repr__ = __str__
+
+
+def gaussian_scan_divergence(conditionals: GaussianConditionals, first: Scan, second: Scan) -> GaussianScanDivergence:
+    """KL divergences, nats, between the stationary laws of two fixed orders; arguments as in `stationary_gaussian`.
+
+    Raises:
+        FlexgenError: also a scan whose law is a mixture, of which only the moments are known.
+    """
+    laws = [stationary_gaussian(conditionals, scan) for scan in (first, second)]
+    for name, law in zip(("first", "second"), laws, strict=True):
+        if not law.is_normal:
+            raise FlexgenError(
+                name,
+                "is a scan drawn at random, whose law is a mixture of normal ones without a closed form",
+                "Compare fixed orders, or the covariances by stationary_gaussian(conditionals, scan).",
+            )
+    one, two = (law.covariance for law in laws)
+    return GaussianScanDivergence(_kl(one, two), _kl(two, one), laws[0], laws[1])
+
+
+def _kl(one: Tensor, two: Tensor) -> float:
+    """KL(N(0, one) || N(0, two)), nats: ½ Σ (λ - 1 - log λ) over the eigenvalues of two^-1 one."""
+    root = torch.linalg.cholesky(two)
+    half = torch.linalg.solve_triangular(root, torch.linalg.cholesky(one), upper=False)
+    off = torch.linalg.eigvalsh(half @ half.T) - 1
+    return max(0.0, 0.5 * float((off - torch.log1p(off)).sum()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,9 +243,9 @@ def _mixed(sweeps: list[tuple[float, Floats, Floats]], size: int) -> Floats:
     return np.asarray(solved.reshape(size, size))
 
 
-def _orders(scan: Scan, size: int) -> list[tuple[float, tuple[int, ...]]]:
+def _orders(scan: Scan, size: int, names: Sequence[str]) -> list[tuple[float, tuple[int, ...]]]:
     """A scan as orders with weights; together they update every site."""
-    orders = weighted_orders(scan, [(site,) for site in range(size)], size)
+    orders = weighted_orders(scan, [(site,) for site in range(size)], size, names)
     blocks = [block for _, order in orders for block in order]
     if max(map(len, blocks)) > 1 or {block[0] for block in blocks} != set(range(size)):
         raise FlexgenError("scan", f"is {scan!r}", f"Update each of the sites 0 to {size - 1}, one at a time.")

@@ -32,8 +32,9 @@ class ScanChain:
             raise FlexgenError(
                 "tables",
                 f"is {kind_of(tables)}",
-                "Pass fg.exact.ConditionalTables, a ConditionalFamily or a fg.exact.JointTable. Of a network: "
-                "fg.diagnose(model, data), or the tables of a few of its sites by fg.compatibility.exact_blocks.",
+                "Pass fg.exact.ConditionalTables, a ConditionalFamily or a fg.exact.JointTable. Of "
+                "GaussianConditionals: stationary_gaussian. Of a network: fg.diagnose(model, data), or the tables of a "
+                "few of its sites by fg.compatibility.exact_blocks.",
             )
         self.tables, self.shape = tables, tuple(tables.shape)
         self.num_states = math.prod(self.shape)

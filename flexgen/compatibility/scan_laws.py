@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from torch import Tensor
 
 from flexgen.compatibility.cycles import check_graph
 from flexgen.compatibility.family import ConditionalFamily, as_family, check_tolerance
+from flexgen.compatibility.gaussian import GaussianConditionals
+from flexgen.compatibility.gaussian_laws import GaussianScanDivergence, gaussian_scan_divergence
 from flexgen.compatibility.scan_chain import Scan, ScanChain
 from flexgen.compatibility.scan_solvers import ROUNDING, eliminated, krylov, spectral_gap
 from flexgen.errors import FlexgenError
@@ -121,8 +124,23 @@ class ScanDivergence:
     __repr__ = __str__
 
 
-def scan_divergence(tables: HasBlockTables, first: Scan, second: Scan) -> ScanDivergence:
-    """Total variation and KL divergences between the stationary laws of two scans; arguments as in `stationary`."""
+@overload
+def scan_divergence(tables: HasBlockTables, first: Scan, second: Scan) -> ScanDivergence: ...
+
+
+@overload
+def scan_divergence(tables: GaussianConditionals, first: Scan, second: Scan) -> GaussianScanDivergence: ...
+
+
+def scan_divergence(
+    tables: HasBlockTables | GaussianConditionals, first: Scan, second: Scan
+) -> ScanDivergence | GaussianScanDivergence:
+    """Total variation and KL divergences between the stationary laws of two scans; arguments as in `stationary`.
+
+    Of `GaussianConditionals`: KL divergences between the normal laws of two fixed orders.
+    """
+    if isinstance(tables, GaussianConditionals):
+        return gaussian_scan_divergence(tables, first, second)
     one, two = stationary(tables, first), stationary(tables, second)
     return ScanDivergence(0.5 * float((one - two).abs().sum()), _kl(one, two), _kl(two, one), one, two)
 

@@ -21,4 +21,5 @@ def test_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert said.startswith(shown)
     assert "\ncompatible\n" in said
     assert "total variation 0.0833333; KL 0.0143626 nats" in said
+    assert "\nKL 0.0368527 nats, reversed 0.0299293 nats\n" in said
     assert names["closest"].gap < 1e-9

@@ -11,7 +11,14 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from flexgen.compatibility import GaussianConditionals, check_gaussian, closest_gaussian, stationary_gaussian
+from flexgen.compatibility import (
+    GaussianConditionals,
+    check_gaussian,
+    closest_gaussian,
+    scan_divergence,
+    stationary,
+    stationary_gaussian,
+)
 from flexgen.errors import FlexgenError
 from flexgen.exact import Gaussian
 from tests.compatibility.worked_examples import generator, table
@@ -185,3 +192,19 @@ def test_errors() -> None:
         stationary_gaussian(two, (0,))
     with pytest.raises(FlexgenError, match="coefficients: leave the mean undetermined"):
         closest_gaussian(two)
+
+
+def test_divergence_between_scans() -> None:
+    """Against torch's KL of the two normal laws."""
+    conditionals = disturbed()
+    found = scan_divergence(conditionals, ("a", "b", "c"), (2, 1, 0))
+    one, two = (torch.distributions.MultivariateNormal(law.mean, law.covariance) for law in (found.first, found.second))
+    assert found.kl == pytest.approx(float(torch.distributions.kl_divergence(one, two)), rel=1e-9)
+    assert found.kl_reverse == pytest.approx(float(torch.distributions.kl_divergence(two, one)), rel=1e-9)
+    assert found.kl > 1e-3
+    assert repr(found).startswith(f"KL {found.kl:.6g} nats")
+    assert scan_divergence(GaussianConditionals.of_joint(JOINT), (0, 1, 2), (2, 1, 0)).kl < 1e-20
+    with pytest.raises(FlexgenError, match=r"second: is a scan drawn at random.*stationary_gaussian"):
+        scan_divergence(conditionals, (0, 1, 2), "random")
+    with pytest.raises(FlexgenError, match=r"tables: is a GaussianConditionals.*: stationary_gaussian"):
+        stationary(conditionals, "random")  # type: ignore[arg-type]
