@@ -31,7 +31,7 @@ __all__ = ["ArnoldGokhale", "Information"]
 
 _NEGLIGIBLE = (0.0, 1e-12, 1e-10, 1e-8, 1e-6)  # tried in turn until the gap is proved to be
 _PROVED = 1e-10  # relative
-_ROUNDING, _SOLVED = 1e-11, 1e-14  # of sums of tables
+_ROUNDING = 1e-11  # of sums of tables
 
 
 class _Entropies:
@@ -209,9 +209,9 @@ class ArnoldGokhale(_Entropies):
 
         right, step = weight - asked, torch.zeros_like(weight)
         largest = float(right.abs().max())
-        if largest > _SOLVED:  # steps beyond rounding go astray
+        if largest > _ROUNDING:  # steps beyond rounding go astray
             solving = replace(point, weight=weight, curvature=curvature)
-            step = conjugate_gradients(solving, right, accuracy=min(0.1, max(1e-12, 0.1 * _SOLVED / largest)))
+            step = conjugate_gradients(solving, right, accuracy=min(0.1, max(1e-12, 0.1 * _ROUNDING / largest)))
         off, gap = -asked, 0.0
         for stated, conditional, each in zip(self.family.conditionals, kept, whole, strict=True):
             answer = conditional * (1 - self._deviation(stated, conditional, step))
