@@ -114,6 +114,7 @@ def diagnose(
     if deadline == math.inf:
         assert answers.cost.forwards <= forwards
     assumptions, caveats = _words(answers, examined, plan, values, rounding, found, budget, forwards, len(x))
+    num_real = sum(space.sites[site].kind == "real" for site in examined.tolist())
     if not checked:
         caveats = ("Not checked: whether answers sum to 1, repeat, and leave unobserved places unread.", *caveats)
     return Report(
@@ -127,6 +128,7 @@ def diagnose(
         caveats,
         answers.cost,
         found.directions,
+        num_pairs={"rectangle gap": plan.num_pairs, "derivative gap": math.comb(num_real, 2)},
     )
 
 
@@ -216,9 +218,16 @@ def _words(
     looked = [f"all categories of {enumerated} sites" if enumerated else ""]
     looked.append(f"the data's value and {values.num_others} {drawn} at {len(sites) - enumerated} sites")
     which = [part for part, there in zip(looked, (enumerated, enumerated < len(sites)), strict=True) if there]
+    seen = found.effects["rectangle gap"].sites if "rectangle gap" in found.effects else torch.zeros(0, 2)
+    num_seen, chosen = len(torch.unique(seen, dim=0)), ""
+    if not isinstance(plan.pairs, Tensor):
+        each = len(plan.pairs[0])
+        chosen = f", {each} a row, drawn at random anew in each, so that intervals tell of all {plan.num_pairs}"
+    elif len(plan.pairs) < plan.num_pairs:
+        chosen = f", the cheapest: the interval of rectangle gaps is of that pair, not of all {plan.num_pairs}"
     assumptions = [
         f"Contexts: {found.num_rows} of {num_data} data rows, taken as a random sample of the population; "
-        f"pairs: {len(plan.pairs)} of {plan.num_pairs}; values: {' and '.join(which)}.",
+        f"pairs: {num_seen} of {plan.num_pairs}{chosen}; values: {' and '.join(which)}.",
         "Intervals: of the mean effect, Student's t, clustered by data row; a network has no sampling noise, its "
         "contexts have. So one value above its floor refutes.",
         f"Floor: answers are taken to be exact to {rounding.relative:.1g} (1 + |log p|) nats; a gap below its floor is "

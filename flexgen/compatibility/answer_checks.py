@@ -80,7 +80,9 @@ def _check(answers: SiteAnswers, x: Tensor, observed: Tensor, site: Tensor, enum
             _asked(answers, torch.where(read, x, fill), query, site, own) for fill in (blank, blank, other)
         )
         sums = _by_value(answers, torch.where(read, x, blank), query, site) if enumerates else None
-    except FlexgenError:
+    except FlexgenError as error:
+        if error.argument in ("marginals", "log_probs"):
+            raise  # what came back is no answer to any question
         return False  # a model need not answer every question; diagnostics say which they could not ask
     name = type(answers.conditional).__name__
     unit = unit_roundoff(answers.conditional)

@@ -6,7 +6,7 @@ import datetime
 import math
 import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ __all__ = ["DEFAULT_FORWARDS", "SHARES", "Plan", "budget_of", "make_plan"]
 DEFAULT_FORWARDS = 20_000
 
 SHARES = {"rectangles": 0.45, "circulations": 0.2, "order gaps": 0.2, "mixed derivatives": 0.05, "exact blocks": 0.1}
-_ENOUGH_ROWS, _MOST_ROWS = 32, 1024  # clusters of an interval
+_FEWEST_ROWS, _ENOUGH_ROWS, _MOST_ROWS = 10, 32, 1024  # clusters of an interval
 _MOST_CIRCULATION_ROWS = 256
 _MOST_TARGETS = 16  # of an order gap
 _MOST_STATES = 64  # of an exact block
@@ -39,7 +39,7 @@ class Plan:
 
     Args:
         rectangle_rows: int64 ``[R]``, numbers of data rows.
-        pairs: int64 ``[P, 2]``, looked at in each of these rows.
+        pairs: int64 ``[P, 2]``, looked at in each of these rows; or each row's own, R of such.
         circulation_rows, circulation_pairs: int64 ``[R']``, ``[R', P', 2]``.
         order_rows: int64 ``[R'']``.
         order_targets: bool ``[R'', N]``; the other sites are observed.
@@ -51,7 +51,7 @@ class Plan:
     """
 
     rectangle_rows: Tensor
-    pairs: Tensor
+    pairs: Tensor | tuple[Tensor, ...]
     circulation_rows: Tensor
     circulation_pairs: Tensor
     order_rows: Tensor
@@ -164,23 +164,43 @@ def _rectangle_costs(pairs: Tensor, widths: Tensor, readings: Tensor) -> Tensor:
 
 def _rectangles(
     pairs: Tensor, each: Tensor, readings: Tensor, share: float, most_rows: int, source: torch.Generator
-) -> tuple[Tensor, int]:
-    """All pairs if 32 rows of them can be had, otherwise random pairs in 32 rows, or fewer rows of one."""
-    shuffle = torch.randperm(len(pairs), generator=source)
+) -> tuple[Tensor | tuple[Tensor, ...], int]:
+    """All pairs if 10 rows of them can be had, otherwise random pairs of each row's own, in 32 rows or fewer.
+
+    Were they the same in all rows, intervals clustered by row would not tell how pairs differ.
+    """
+
+    def cost(number: int, chosen: Tensor) -> float:
+        return float(each[chosen[:number]].sum() + readings[torch.unique(pairs[chosen[:number]])].sum())
+
+    everything, rows = torch.arange(len(pairs)), min(_ENOUGH_ROWS, most_rows)
     if float(each.min()) + 2 > share or not most_rows:
         return pairs[:0], 0
-    flat = pairs[shuffle].flatten()  # the first pair of a site brings the rows at its own values
-    unseen, found = torch.unique(flat, return_inverse=True)
-    first = torch.full((len(unseen),), len(flat)).scatter_reduce(0, found, torch.arange(len(flat)), "amin")
-    own = torch.zeros(len(flat), dtype=torch.float64).index_put((first,), readings[unseen]).view(-1, 2).sum(1)
-    total = (each[shuffle] + own).cumsum(0)  # of so many pairs in one context
-    number = int((min(_ENOUGH_ROWS, most_rows) * total <= share).sum())
-    if number == 0:
-        alone = each + readings[pairs].sum(1)
-        best = int(alone.argmin())
-        return pairs[best : best + 1], min(most_rows, int(share / float(alone[best])))
-    num_rows = min(_MOST_ROWS, most_rows, int(share / float(total[number - 1])))
-    return (pairs if number == len(pairs) else pairs[shuffle[:number]]), num_rows
+    whole = cost(len(pairs), everything)
+    if min(_FEWEST_ROWS, most_rows) * whole <= share:
+        return pairs, min(_MOST_ROWS, most_rows, int(share / whole))
+    orders = [torch.randperm(len(pairs), generator=source) for _ in range(rows)]
+    number, spent = _most_of(lambda n: cost(n, orders[0]), share / rows, len(pairs)), 0.0
+    of_row: list[Tensor] = []
+    for order in orders:
+        spent += cost(max(number, 1), order)
+        if spent > share:
+            break
+        of_row.append(pairs[order[: max(number, 1)]])
+    if len(of_row) >= min(2, most_rows):
+        return tuple(of_row), len(of_row)
+    alone = each + readings[pairs].sum(1)
+    best = int(alone.argmin())
+    return pairs[best : best + 1], min(most_rows, int(share / float(alone[best])))
+
+
+def _most_of(cost: Callable[[int], float], share: float, most: int) -> int:
+    """The largest number whose cost, which grows with it, is within a share."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if cost(middle) <= share else (low, middle - 1)
+    return low
 
 
 def _circulations(

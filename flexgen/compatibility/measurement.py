@@ -69,22 +69,30 @@ def measure(
     out = Measured(skipped=[f"Not measured: {name}. The budget is too small." for name in plan.omitted])
     device = x.device
 
-    def of_rectangles(rows: Tensor, part: slice) -> list[Effect]:
+    def some_rectangles(rows: Tensor, pairs: Tensor, first: int) -> Effect:
         result = rectangles(
             answers,
             rows,
-            pairs=plan.pairs,
+            pairs=pairs,
             values=values,
             pool=x,
             rounding=rounding,
-            generator=rng.key(seed, "r", part.start),
+            generator=rng.key(seed, "r", first),
         )
         cells = result.valid.clone()
         cells[..., 0, :], cells[..., :, 0] = False, False
         for name, ratios in zip(("forward", "backward"), result.log_cross_ratios(), strict=True):
             out.directions[name] = torch.cat([out.directions.get(name, torch.zeros(0)), ratios[cells].cpu()])
         out.num_rows += len(rows)
-        return [result.effect()]
+        return result.effect()
+
+    def of_rectangles(rows: Tensor, part: slice) -> list[Effect]:
+        if isinstance(plan.pairs, Tensor):
+            return [some_rectangles(rows, plan.pairs, part.start)]
+        return [
+            some_rectangles(rows[k : k + 1], pairs, part.start + k).at_rows(torch.tensor([k]))
+            for k, pairs in enumerate(plan.pairs[part])
+        ]
 
     def of_circulations(rows: Tensor, part: slice) -> list[Effect]:
         pairs, generator = plan.circulation_pairs[part].to(device), rng.key(seed, "c", part.start)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 from rich.console import Group
 
@@ -38,6 +39,8 @@ class Report:
         directions: ``"forward"`` and ``"backward"``: log cross-ratios ``[M]`` of the rectangles, for the picture.
         others: further results by title (two-sample tests of scans, score asymmetry, impact): frozen dataclasses or
             effects, shown below the table; see `with_result`.
+        num_pairs: of sites there are, by the name of an effect that looks at chosen pairs; where it saw fewer, the
+            summary says so.
 
     In a notebook it shows itself; in a terminal ``print(report)`` does.
     """
@@ -53,6 +56,7 @@ class Report:
     cost: Cost = field(default_factory=Cost)
     directions: Mapping[str, Any] = field(default_factory=dict)
     others: Mapping[str, Any] = field(default_factory=dict)
+    num_pairs: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def verdict(self) -> Verdict:
@@ -73,6 +77,14 @@ class Report:
         """Of one effect, by its name."""
         effect = self._effect("name", name)
         return effect.verdict(self.margin if effect.unit == "nats" else None, level=self.level)
+
+    def pairs_of(self, name: str) -> tuple[int, int] | None:
+        """How many pairs of sites an effect saw, of how many there are; None if all."""
+        effect = self._effect("name", name)
+        if name not in self.num_pairs or not len(effect):
+            return None
+        seen, there = len(torch.unique(effect.sites, dim=0)), self.num_pairs[name]
+        return (seen, there) if seen < there else None
 
     def with_result(self, title: str, result: Any) -> Report:
         """The report with a further result under a title of its own."""

@@ -11,7 +11,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from flexgen.compatibility.effects import Estimate
+from flexgen.compatibility.effects import Effect, Estimate
 
 if TYPE_CHECKING:
     from flexgen.compatibility.report import Report
@@ -41,10 +41,9 @@ class Summary:
         effects = [e for e in report.effects.values() if e.unit == "nats" and len(e)]
         if not effects:
             return "Nothing could be measured."
-        first = effects[0]
-        name = next(iter(n for n, e in report.effects.items() if e is first))
+        name, first = self._quoted()
         estimate = first.weighted(level=report.level)
-        size = f"mean {name} {number(estimate.value)} nats ({interval(estimate)})"
+        size = f"mean {name} {number(estimate.value)} {first.unit} ({interval(estimate)}){self._over(name, ' over ')}"
         above, values = sum(int(e._above.sum()) for e in effects), sum(map(len, effects))
         match report.verdict:
             case "refuted":
@@ -59,6 +58,35 @@ class Summary:
                     "prove it."
                 )
         return " ".join([said, *self._beside_the_margin()])
+
+    def _quoted(self) -> tuple[str, Effect]:
+        """The effect that shows the verdict: the first that refutes in the mean, or the furthest above its floor."""
+        report = self.report
+        some = {n: e for n, e in report.effects.items() if len(e) and (e.unit == "nats" or report.margin is None)}
+        refuting = [name for name in some if report.verdict_of(name) == "refuted"]
+        if report.verdict == "refuted" and refuting:
+            name = next(filter(self._plainly, refuting), max(refuting, key=self._above_floor))
+        elif report.verdict == "equivalent within margin":
+            name = max(some, key=lambda n: some[n].weighted(level=report.level).value)
+        else:
+            name = next(n for n, e in some.items() if e.unit == "nats")
+        return name, some[name]
+
+    def _plainly(self, name: str) -> bool:
+        """Whether the interval of an effect lies above its floor."""
+        estimate = self.report.effects[name].weighted(level=self.report.level)
+        return estimate.low > estimate.floor
+
+    def _above_floor(self, name: str) -> float:
+        """How many times its floor an effect is; without limit where values are infinite, or the floor is zero."""
+        effect = self.report.effects[name]
+        estimate = effect.weighted(level=self.report.level)
+        return math.inf if effect.num_infinite or estimate.floor == 0 else estimate.value / estimate.floor
+
+    def _over(self, name: str, before: str) -> str:
+        """On how many of the pairs an effect rests, where they are not all."""
+        pairs = self.report.pairs_of(name)
+        return "" if pairs is None else f"{before}{pairs[0]:,} of {pairs[1]:,} pairs"
 
     def _beside_the_margin(self) -> list[str]:
         """Refuted effects of which a margin in nats does not speak."""
@@ -80,7 +108,7 @@ class Summary:
             unit = "" if effect.unit == "nats" else f" [{effect.unit}]"
             rows.append(
                 (
-                    name + unit,
+                    name + unit + self._over(name, ", over "),
                     f"{number(weighted.value)} ({interval(weighted)})",
                     f"{number(uniform.value)} ({interval(uniform)})",
                     number(weighted.floor),

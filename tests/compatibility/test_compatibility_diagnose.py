@@ -12,8 +12,9 @@ from torch import nn
 
 import flexgen as fg
 from flexgen import exact
-from flexgen.compatibility import Report, Values, measurement
+from flexgen.compatibility import Report, Values, measurement, rectangles
 from flexgen.compatibility.budget import budget_of
+from flexgen.compatibility.network_rectangles import all_pairs
 from flexgen.conditional import CategoricalMarginals
 from flexgen.errors import DataError, FlexgenError, UnsupportedQueryError
 from flexgen.query import Query
@@ -143,6 +144,64 @@ def test_pairs_are_sampled_where_there_are_too_many() -> None:
     assert effect.num_rows >= 32
     assert 5 < len(torch.unique(effect.sites, dim=0)) < 780
     assert any("of 780" in line for line in report.assumptions)
+
+
+def test_pairs_that_were_not_looked_at_are_said() -> None:
+    model = Planted(exact.JointTable.random((2,) * 8, generator=generator(1)), 0.3, 0.5)
+    x = torch.randint(2, (400, 8), generator=generator(2))
+    report = fg.diagnose(model, x, budget=150)
+    seen = len(torch.unique(report.effects["rectangle gap"].sites, dim=0))
+    assert report.pairs_of("rectangle gap") == (seen, 28)
+    assert 5 < seen < 28
+    assert f"over {seen} of 28 pairs" in report.summary().headline()
+    assert f"rectangle gap, over {seen} of 28 pairs" in [row[0] for row in report.summary().table_rows()]
+    assert any(
+        f"pairs: {seen} of 28, " in line and "drawn at random anew in each" in line for line in report.assumptions
+    )
+    whole = fg.diagnose(model, x, budget=3000)
+    assert whole.pairs_of("rectangle gap") is None
+    assert "of 28 pairs" not in whole.summary().headline()
+
+
+class Perceptron(nn.Module):
+    """Eight binary sites and a hidden layer, of random weights: its gaps differ from pair to pair."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.space = Space.categorical([2] * 8)
+        source = generator(3)
+        self.first = nn.Parameter(0.6 * torch.randn(16, 32, generator=source))
+        self.second = nn.Parameter(0.6 * torch.randn(32, 16, generator=source))
+        self.eval()
+
+    def marginals(self, x: torch.Tensor, query: Query) -> CategoricalMarginals:
+        observed = query.expand(len(x)).observed
+        signs = torch.where(observed, 2.0 * x - 1.0, 0.0)
+        hidden = (torch.cat([signs, observed.float()], 1) @ self.first).tanh()
+        return CategoricalMarginals((hidden @ self.second).view(len(x), 8, 2).log_softmax(-1))
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("budget", [150, 600])
+def test_intervals_over_some_pairs_cover_the_mean_over_all(budget: int) -> None:
+    """Pairs differ more than contexts do: eight sites, of which few pairs are looked at in a row.
+
+    At a coverage of 0.85 or more, fewer than 12 of 20 intervals hold the mean over all with chance 1e-3 or less. The
+    same pairs in every row, which is wrong, do not reach that.
+    """
+    model = Perceptron()
+    x = model.space.states()
+    truth = rectangles(model, x).effect().uniform().value
+    covered = covered_by_same = 0
+    for seed in range(20):
+        effect = fg.diagnose(model, x, budget=budget, generator=seed).effects["rectangle gap"]
+        estimate, rows = effect.uniform(), torch.unique(effect.rows)
+        covered += estimate.low <= truth <= estimate.high
+        pairs = all_pairs(8)[torch.randperm(28, generator=generator(seed))[: max(1, len(effect) // len(rows))]]
+        estimate = rectangles(model, x[rows], pairs=pairs).effect().uniform()
+        covered_by_same += estimate.low <= truth <= estimate.high
+    assert covered >= 12
+    assert covered_by_same < 12
 
 
 def test_kinds_of_budget() -> None:

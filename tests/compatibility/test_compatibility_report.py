@@ -170,6 +170,21 @@ def test_a_margin_in_nats_does_not_speak_of_other_units() -> None:
     assert "does not speak" not in report.with_margin(0.1).summary().headline()  # refuted itself
 
 
+def test_the_headline_quotes_an_effect_that_refutes() -> None:
+    def effect(size: float, floor: float) -> Effect:
+        values = size * torch.linspace(0.5, 1.5, 8)
+        return Effect("gap", values, torch.ones(8), torch.arange(8), torch.zeros(8, 2), floor)
+
+    effects = {"rectangle gap": effect(1e-6, 1e-5), "circulation": effect(0.3, 1e-5), "order gap": effect(0.5, 1e-5)}
+    said = Report(effects, ("x",)).summary().headline()
+    assert "mean circulation 0.3 nats" in said
+    assert "rectangle gap" not in said
+    narrow = {"rectangle gap": effect(1e-6, 1.2e-6), "order gap": effect(0.5, 1e-5)}  # a value above, not the mean
+    assert "mean order gap 0.5 nats" in Report(narrow, ("x",)).summary().headline()
+    scans = Effect("scans", torch.ones(8) / 5, torch.ones(8), torch.arange(8), torch.zeros(8, 2), 1e-6, unit="share")
+    assert "mean scans 0.2 share" in Report({"a": effect(1e-9, 1e-5), "scans": scans}, ("x",)).summary().headline()
+
+
 def test_what_was_not_measured(report: Report, tmp_path: Path) -> None:
     with pytest.raises(FlexgenError, match=r"effect: is 'nope', which was not measured\. There are: rectangle gap, "):
         report.pairs("nope")
