@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from flexgen.plots import REAL, SAMPLED, Picture
 
@@ -45,20 +47,46 @@ def plot_report(report: Report) -> Figure:
 
 
 def _heat_map(ax: Axes, report: Report) -> None:
-    """Mean gap of every pair of sites; sites that were never paired are left out."""
-    frame = report.effects["rectangle gap"].by_sites()
-    sites = np.unique(frame[["site_0", "site_1"]].to_numpy())
+    """Mean gap of every pair of sites that were examined; hatched where a pair was not looked at."""
+    effect = report.effects["rectangle gap"]
+    frame = effect.by_sites()
+    paired = frame[["site_0", "site_1"]].to_numpy()
+    examined = [other.sites.unique().numpy() for other in report.effects.values() if other.sites.shape[1]]  # type: ignore[no-untyped-call]
+    sites = np.unique(np.concatenate([paired.ravel(), *examined]))
     place = {site: k for k, site in enumerate(sites)}
     table = np.full((len(sites), len(sites)), np.nan)
     for i, j, value in frame[["site_0", "site_1", "weighted"]].itertuples(index=False):
         table[place[i], place[j]] = table[place[j], place[i]] = value
+    unseen = np.isnan(table) & ~np.eye(len(sites), dtype=bool)
+    ax.set_facecolor("white")
+    if unseen.any():
+        ax.pcolor(
+            np.arange(len(sites) + 1) - 0.5,
+            np.arange(len(sites) + 1) - 0.5,
+            np.ma.masked_where(~unseen, np.zeros_like(table)),
+            cmap="Greys",
+            vmin=0.0,
+            vmax=1.0,
+            hatch="////",
+            edgecolor="#bbbbbb",
+            lw=0,
+        )
+        ax.legend(
+            handles=[Patch(facecolor="white", edgecolor="#bbbbbb", hatch="////", label="not examined")],
+            loc="lower left",
+            bbox_to_anchor=(1.02, -0.02),
+            frameon=False,
+            fontsize=7,
+        )
     # What rounding explains is pale: the scale reaches the floor at least.
     top = max(float(np.nanmax(table)), float(frame["floor"].max())) or 1.0
     shown = ax.imshow(table, cmap="magma_r", vmin=0.0, vmax=top)
-    ax.set_facecolor("#eeeeee")
     bar = ax.figure.colorbar(shown, ax=ax, shrink=0.85)
     bar.ax.tick_params(labelsize=7)
     bar.set_label("mean |gap|, nats", fontsize=8)
+    if report.margin is not None and report.margin < top:
+        bar.ax.axhline(report.margin, color="#1b7f4b", lw=2)
+        bar.ax.text(-0.15, report.margin, "margin", color="#1b7f4b", fontsize=7, ha="right", va="center")
     if len(sites) <= _MOST_NAMES:
         names = [_short(report.names[site]) for site in sites]
         ax.set_xticks(range(len(sites)), names, rotation=90, fontsize=7)
@@ -107,14 +135,26 @@ def _scans(ax: Axes, report: Report) -> None:
 
 def _histogram(ax: Axes, effect: Effect, report: Report) -> None:
     sizes = effect.values[effect.values.isfinite()].abs().numpy()
-    top = float(np.percentile(sizes, 99)) if len(sizes) else 1.0
-    ax.hist(sizes.clip(max=top), bins=np.linspace(0, top or 1.0, 31).tolist(), color=REAL, alpha=0.4)
     estimate = effect.weighted(level=report.level)
+    top = float(np.percentile(sizes, 99)) if len(sizes) else 1.0
+    top = 1.05 * max(top, estimate.value if math.isfinite(estimate.value) else 0.0) or 1.0
+    ax.hist(sizes.clip(max=top), bins=np.linspace(0, top, 31).tolist(), color=REAL, alpha=0.4)
     ax.axvline(estimate.value, color=SAMPLED, lw=1.5, label="mean, with its interval")
     ax.axvspan(estimate.low, estimate.high, color=SAMPLED, alpha=0.2, lw=0)
-    if estimate.floor > 0.003 * top:
-        ax.axvline(estimate.floor, color="#3a7ca5", lw=1.2, ls="--", label="floor of rounding")
-    ax.legend(frameon=False, fontsize=7)
+    marks = [("floor of rounding", estimate.floor, "#3a7ca5", "--")]
+    if report.margin is not None and effect.unit == "nats":
+        marks.append(("margin", report.margin, "#1b7f4b", ":"))
+    for name, where, colour, style in marks:
+        if where <= 0.003 * top:
+            continue
+        if where <= 1.5 * top:
+            ax.axvline(where, color=colour, lw=1.5, ls=style, label=name)
+            top = max(top, 1.05 * where)
+        else:  # so far out that the data would be a sliver
+            ax.plot([], [], color=colour, lw=1.5, ls=style, label=f"{name}: {where:.2g}, beyond the axis")
+    ax.set_xlim(0, top)
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)  # hides nothing
     ax.set_ylabel("blocks" if effect.unit != "nats" else "pairs of orders", fontsize=8)
     ax.tick_params(labelsize=7)
     ax.spines[["top", "right"]].set_visible(False)

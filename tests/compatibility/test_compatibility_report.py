@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -99,6 +100,36 @@ def test_picture_has_a_panel_for_each_part(report: Report) -> None:
     points = next(ax for ax in report.plot().axes if "two directions" in ax.get_title(loc="left"))
     across, along = points.lines[1].get_data()
     assert max(abs(float(a) - float(b)) for a, b in zip(across, along, strict=True)) > 0.5  # off the line
+
+
+def panel(drawn: Report, title: str) -> Any:
+    return next(ax for ax in drawn.plot().axes if title in ax.get_title(loc="left"))
+
+
+def test_the_heat_map_shows_what_was_not_examined(report: Report) -> None:
+    gaps = report.effects["rectangle gap"]
+    some = (gaps.sites == torch.tensor([0, 1])).all(1) | (gaps.sites == torch.tensor([2, 3])).all(1)
+    few = Effect("rectangle gap", gaps.values[some], gaps.weights[some], gaps.rows[some], gaps.sites[some], 1e-6)
+    assert panel(report, "interaction gap").get_legend() is None
+    part = panel(dataclasses.replace(report, effects={**report.effects, "rectangle gap": few}), "interaction gap")
+    assert [text.get_text() for text in part.get_legend().get_texts()] == ["not examined"]
+    assert len(part.get_xticks()) == 5  # the sites of other effects stay
+
+
+def test_marks_and_axes_of_histograms(report: Report) -> None:
+    def marks(drawn: Report) -> list[str]:
+        ax = panel(drawn, "order gap")
+        assert all(float(tick).is_integer() for tick in ax.get_yticks())
+        return [text.get_text() for text in ax.get_legend().get_texts()]
+
+    mean = report.effects["order gap"].weighted().value
+    assert marks(report) == ["mean, with its interval"]
+    assert marks(report.with_margin(mean / 2)) == ["mean, with its interval", "margin"]
+    assert marks(report.with_margin(100.0)) == ["mean, with its interval", "margin: 1e+02, beyond the axis"]
+    size = report.effects["order gap"].values.abs().max()
+    floored = dataclasses.replace(report.effects["order gap"], floor=float(10 * size))
+    ax = panel(dataclasses.replace(report, effects={"order gap": floored}, directions={}), "order gap")
+    assert ax.get_xlim()[1] < 2 * float(size)  # the data are no sliver
 
 
 class Links(HTMLParser):
