@@ -221,7 +221,7 @@ class ArnoldGokhale(_Entropies):
             gap += float((torch.special.xlogy(answer, answer / each.clamp_min(1e-300)) - answer + each).sum())
         if float(off.abs().max()) > _ROUNDING:  # no sum of the tables: it proves nothing
             return 0.0
-        return point.objective - gap - float(torch.where(self.support, off * point.theta, 0.0).sum())
+        return point.objective - gap - abs(float(torch.where(self.support, off * point.theta, 0.0).sum()))
 
     @staticmethod
     def _deviation(stated: ConditionalLaw, conditional: Tensor, direction: Tensor) -> Tensor:
