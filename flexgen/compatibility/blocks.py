@@ -92,6 +92,10 @@ class ExactBlocks:
         tolerance = max(1e-6, num_edges * float(self.relative[block]))
         return check_tables(tables, tolerance=tolerance, labels=self.labels[block])
 
+    def __repr__(self) -> str:
+        size = self.sites.shape[-1]
+        return f"ExactBlocks of {size} sites in {len(self.tables):,} data rows; see effect(), check(), scan_laws()"
+
     def effect(self, *, max_orders: int = _MOST_ORDERS, generator: Randomness | int = 0) -> Effect:
         """For each block the largest total variation distance between the laws of two orders of the scan, 0 to 1.
 

@@ -154,6 +154,16 @@ class Effect:
     def __len__(self) -> int:
         return len(self.values)
 
+    def __repr__(self) -> str:
+        if not len(self):
+            return f"Effect {self.name!r}: no values"
+        mean, above = self.weighted(), f"{100 * self.share_above_floor:.0f} %"
+        return (
+            f"Effect {self.name!r}: mean {mean} {self.unit} by probability, floor {mean.floor:.2g}; {self.verdict()}\n"
+            f"{len(self):,} values in {self.num_rows:,} data rows, {above} above the floor; "
+            f"{self.cost.forwards:,} forwards"
+        )
+
     @property
     def floors(self) -> Tensor:
         """The floor of every value, float64 ``[M]``."""

@@ -71,6 +71,10 @@ class Circulation:
         interaction = double_centred(c, self.valid)
         return interaction, c - interaction
 
+    def __repr__(self) -> str:
+        rows, number = self.valid.shape[:2]
+        return f"Circulation of {number:,} pairs of sites in each of {rows:,} data rows; see effects()"
+
     def effects(self) -> tuple[Effect, Effect, Effect]:
         """c, its interaction part and its marginal part, at every cell that was looked at.
 

@@ -62,6 +62,9 @@ class Rectangles:
     rounding: Rounding
     cost: Cost
 
+    def __repr__(self) -> str:
+        return f"Rectangles of {len(self.pairs):,} pairs of sites in {len(self.valid):,} data rows; see effect()"
+
     def log_cross_ratios(self) -> tuple[Tensor, Tensor]:
         """The two directions' log cross-ratios of every cell with the data's own, ``[R, P, m, m]`` each."""
         return _anchored(self.forward), _anchored(self.backward)

@@ -45,6 +45,9 @@ class OrderGaps:
     num_targets: Tensor
     cost: Cost
 
+    def __repr__(self) -> str:
+        return f"OrderGaps of {len(self.num_targets):,} data rows in {self.log_probs.shape[1]} orders; see effect()"
+
     def effect(self) -> Effect:
         """The difference of every two orders of a row, in nats of the whole target.
 

@@ -50,6 +50,8 @@ def write_html(report: Report, path: Path) -> Path:
     """The whole report in one file."""
     if path.is_dir():
         raise FlexgenError("path", f"{str(path)!r} is a folder", "Name a file, such as report.html.")
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise FlexgenError("path", f"{str(path)!r} does not end in .html", "Name an .html file; plot() saves pictures.")
     if not path.parent.is_dir():
         raise FlexgenError("path", f"{str(path)!r} is in a folder that is not there", "Make the folder first.")
     picture = io.BytesIO()

@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Console, Group, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -138,7 +138,8 @@ class Summary:
         report = self.report
         table = Table(box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
         for k, column in enumerate(self.columns):
-            table.add_column(column, justify="left" if k in (0, 7) else "right", overflow="fold")
+            side: JustifyMethod = "left" if k in (0, 7) else "right"
+            table.add_column(column, justify=side, overflow="fold", no_wrap=k in (1, 2))  # the name gives way first
         for row in self.table_rows():
             table.add_row(*(Text(cell) for cell in row), style=_STYLE.get(row[-1]))
         parts: list[Any] = [Text(f"Compatibility of {report.model}", style="bold"), Text(self.headline()), table]
@@ -151,7 +152,8 @@ class Summary:
         """Assumptions, sample sizes, cost and caveats, a sentence each."""
         report = self.report
         cost = f"{report.cost.forwards:,} rows through the network in {report.cost.batches:,} batches"
-        return [*report.assumptions, f"Cost: {cost}, {report.cost.seconds:.1f} s.", *report.caveats]
+        means = "By probability: what data frames and functions call weighted."
+        return [*report.assumptions, means, f"Cost: {cost}, {report.cost.seconds:.1f} s.", *report.caveats]
 
     def _repr_html_(self) -> str:
         from flexgen.compatibility.report_html import summary_html

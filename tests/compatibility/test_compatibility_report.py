@@ -17,7 +17,15 @@ from rich.console import Console
 
 import flexgen as fg
 from flexgen import exact
-from flexgen.compatibility import Effect, Report, energy_scan_test
+from flexgen.compatibility import (
+    Effect,
+    Report,
+    circulation,
+    energy_scan_test,
+    exact_blocks,
+    order_gaps,
+    rectangles,
+)
 from flexgen.compatibility.report_summary import told
 from flexgen.errors import FlexgenError
 from tests.compatibility.planted import Planted
@@ -130,6 +138,44 @@ def test_marks_and_axes_of_histograms(report: Report) -> None:
     floored = dataclasses.replace(report.effects["order gap"], floor=float(10 * size))
     ax = panel(dataclasses.replace(report, effects={"order gap": floored}, directions={}), "order gap")
     assert ax.get_xlim()[1] < 2 * float(size)  # the data are no sliver
+
+
+def test_results_show_themselves_in_a_few_lines(report: Report) -> None:
+    model = Planted(exact.JointTable.random((2,) * 5, generator=generator(1)), 0.3, 0.5)
+    x = torch.randint(2, (60, 5), generator=generator(2))
+    found = rectangles(model, x), circulation(model, x), order_gaps(model, x), exact_blocks(model, x, torch.arange(3))
+    for result in (
+        *found,
+        *report.effects.values(),
+        Effect("a", *[torch.zeros(0)] * 2, torch.zeros(0), torch.zeros(0, 2)),
+    ):
+        text = repr(result)
+        assert "tensor(" not in text
+        assert len(text.splitlines()) <= 3
+        assert max(map(len, text.splitlines())) <= 132
+    assert repr(found[0]) == "Rectangles of 10 pairs of sites in 60 data rows; see effect()"
+    assert "each of 60 data rows" in repr(found[1])
+    assert repr(found[2]).startswith("OrderGaps of 60 data rows in 2 orders")
+    assert repr(found[3]).startswith("ExactBlocks of 3 sites in 60 data rows")
+    gap = report.effects["rectangle gap"]
+    assert f"{gap.weighted().value:.3g}" in repr(gap)
+    assert "refuted" in repr(gap)
+
+
+def test_intervals_stay_on_their_line(report: Report) -> None:
+    long = dataclasses.replace(report, num_pairs={"rectangle gap": 123_456})
+    text = repr(long)
+    for row in long.summary().table_rows():
+        assert row[1] in text
+        assert row[2] in text
+    assert "what data frames and functions call weighted" in text
+    assert "what data frames and functions call weighted" in report._repr_html_()
+
+
+def test_a_page_has_the_name_of_a_page(report: Report, tmp_path: Path) -> None:
+    with pytest.raises(FlexgenError, match=r"path: .*report\.pdf' does not end in \.html"):
+        report.to_html(tmp_path / "report.pdf")
+    assert list(tmp_path.iterdir()) == []
 
 
 class Links(HTMLParser):
