@@ -5,6 +5,7 @@ READY := .venv/.ready
 # One thread each: the matrices are small, and two processes of two threads on two cores are far slower than of one.
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
+export OPENBLAS_NUM_THREADS ?= 1
 
 .PHONY: help setup demo mazes notebooks test lint format slow clean
 .DEFAULT_GOAL := help

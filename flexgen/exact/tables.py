@@ -227,11 +227,15 @@ class ConditionalTables:
                 )
             sums = table.sum(site)
             if ((sums - 1).abs() > _SUM_TOLERANCE).any():
-                worst = float(sums.flatten()[(sums - 1).abs().argmax()])
+                place = torch.unravel_index((sums - 1).abs().argmax(), sums.shape)
+                others = [other for other in range(table.ndim) if other != site]
+                where = ", ".join(f"x{other}={int(code)}" for other, code in zip(others, place, strict=True))
+                fix = f"tables[{site}] is p(x_{site} | rest): normalise it over axis {site}."
+                summed = [o for o in others if ((table.sum(o) - 1).abs() <= _SUM_TOLERANCE).all()]
+                if summed:
+                    fix += f" It sums to 1 over axis {summed[0]}: are its axes in the order of the sites?"
                 raise FlexgenError(
-                    f"tables[{site}]",
-                    f"sums to {worst:.6g} over axis {site}, not 1",
-                    f"tables[{site}] is p(x_{site} | rest): normalise it over axis {site}.",
+                    f"tables[{site}]", f"sums to {float(sums[place]):.6g} over axis {site} at {where}, not 1", fix
                 )
             checked[site] = table / table.sum(site, keepdim=True)
         self.tables = tuple(checked)

@@ -161,9 +161,10 @@ def test_questions_that_need_a_joint(target: list[int], observed: list[int]) -> 
 def test_bad_conditionals() -> None:
     a = torch.tensor([[0.5, 0.1], [0.5, 0.9]])
     with pytest.raises(
-        FlexgenError, match=re.escape("tables[1]: sums to 0.6 over axis 1, not 1. tables[1] is p(x_1 |")
-    ):
+        FlexgenError, match=re.escape("tables[1]: sums to 0.6 over axis 1 at x0=0, not 1. tables[1] is p(x_1 |")
+    ) as error:
         ConditionalTables([a, a])
+    assert str(error.value).endswith("It sums to 1 over axis 0: are its axes in the order of the sites?")
     with pytest.raises(FlexgenError, match=re.escape("tables[1]: has shape (2, 3), but tables[0] has (2, 2)")):
         ConditionalTables([a, torch.full((2, 3), 1 / 3)])
     with pytest.raises(FlexgenError, match=re.escape("tables: holds 1 tables of shape (2, 2)")):
