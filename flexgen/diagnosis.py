@@ -18,6 +18,8 @@ from flexgen.checks import kind_of
 from flexgen.compatibility import measurement
 from flexgen.compatibility.answer_checks import check_answers
 from flexgen.compatibility.budget import DEFAULT_FORWARDS, Plan, budget_of, make_plan
+from flexgen.compatibility.family import ConditionalFamily
+from flexgen.compatibility.gaussian import GaussianConditionals
 from flexgen.compatibility.network_arguments import check_level, check_margin, checked_seed
 from flexgen.compatibility.report import Report
 from flexgen.compatibility.rounding import Rounding
@@ -141,7 +143,9 @@ def _subject(model: Any, data: Any) -> tuple[Conditional, Tensor, str]:
         x = model.schema.encode(data).to(model.device)
     else:
         if not isinstance(model, Conditional):
-            raise FlexgenError("model", f"is {kind_of(model)}", "Pass a TableModel or a Conditional.")
+            exact = isinstance(model, GaussianConditionals | ConditionalFamily)
+            fix = "Ask check_gaussian or check_tables: it is exact." if exact else "Pass a TableModel or a Conditional."
+            raise FlexgenError("model", f"is {kind_of(model)}", fix)
         conditional = model
         x = _tensor(data)
     if len(x) < 2:
