@@ -246,9 +246,12 @@ height.axhline(log_odds_ratio(strong.tables[1]), color=BLUE, lw=2)
 height.plot(range(1, len(path)), ratios, "o-", color=INK, lw=1, ms=3.5)
 random_ratio = np.log(laws["random"][0, 0] * laws["random"][1, 1] / laws["random"][0, 1] / laws["random"][1, 0])
 height.axhline(random_ratio, color=GREY, ls="--", lw=1.5)
-height.text(12.2, random_ratio, "random scan", va="bottom", ha="right", color=INK, fontsize=8)
-height.text(12.2, log_odds_ratio(strong.tables[0]), "after updating x", va="bottom", ha="right", color=RED, fontsize=8)
-height.text(12.2, log_odds_ratio(strong.tables[1]), "after updating y", va="top", ha="right", color=BLUE, fontsize=8)
+for level, name, colour in (
+    (random_ratio, "random scan", INK),
+    (log_odds_ratio(strong.tables[0]), "after updating x", RED),
+    (log_odds_ratio(strong.tables[1]), "after updating y", BLUE),
+):
+    height.text(1.02, level, name, transform=height.get_yaxis_transform(), va="center", color=colour, fontsize=8)
 height.set(xlabel="update", ylabel="log odds ratio of the law, nats", title=".. the dependence never does")
 height.margins(y=0.12)
 plt.show()

@@ -144,8 +144,8 @@ plt.show()
 one, other = (report.directions[name] for name in ("forward", "backward"))
 interaction = float((one.abs() + other.abs()).mean() / 2)
 log_p = model.log_prob(held_out, target=columns, num_orders=1, generator=0)
-rectangle, order, scans = (
-    report.effects[name].weighted() for name in ("rectangle gap", "order gap", "block scan divergence")
+rectangle, order, scans = (  # uniform means, as the yardsticks are
+    report.effects[name].uniform() for name in ("rectangle gap", "order gap", "block scan divergence")
 )
 pd.DataFrame(
     {
@@ -162,7 +162,9 @@ pd.DataFrame(
 
 # %% [markdown]
 # **A margin** turns "is it zero?" into "is it small enough?". Say which disagreement you would ignore, in nats,
-# *before* you look, and the verdict can become "equivalent within margin": the only verdict that speaks for a model.
+# *before* you look (`fg.diagnose(.., margin=0.25)`; here it comes after, to show the difference), and the verdict can
+# become "equivalent within margin": the only verdict that speaks for a model. A margin in nats does not judge total
+# variation, which keeps its verdict.
 
 # %%
 lenient = report.with_margin(0.25)

@@ -68,10 +68,11 @@ answers = mlm.marginals(x[:1].expand(len(LOOP), -1), fg.Query(masked, ~masked)).
 laws = answers[range(len(LOOP)), list(LOOP)].exp()  # [sites, residues]
 figure, ax = plt.subplots(figsize=(5.2, 4.2), layout="constrained")
 shown = ax.imshow(laws.T, cmap="Greys", vmin=0, vmax=1, aspect="auto")
-ax.scatter(range(len(LOOP)), x[0, list(LOOP)], s=75, facecolors="none", edgecolors=RED, lw=1.6)
+ax.scatter(range(len(LOOP)), x[0, list(LOOP)], s=75, facecolors="none", edgecolors=RED, lw=1.6, label="trastuzumab")
+ax.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1))
 ax.set_yticks(range(20), letters, fontsize=8)
 ax.set_xticks(range(len(LOOP)), [f"{TRASTUZUMAB[site]}\n{site}" for site in LOOP], fontsize=8)
-ax.set(xlabel="residue of trastuzumab, and its place", ylabel="residue")
+ax.set(xlabel="residue of trastuzumab, and its place (from 0)", ylabel="residue")
 figure.colorbar(shown, shrink=0.8, label="p(residue | the rest)")
 plt.show()
 
@@ -159,6 +160,7 @@ for i, j in itertools.product(range(7), repeat=2):
 left.set_xticks(range(7), apart.columns, rotation=90, fontsize=8)
 left.set_yticks(range(7), apart.columns, fontsize=8)
 left.set_title("total variation between the laws of scans", fontsize=9, loc="left")
+figure.colorbar(shown, ax=left, shrink=0.8)
 place = torch.arange(len(most))
 right.barh(place - 0.2, ends[first].flatten()[most], 0.38, color=BLUE, label=f"scan {first}")
 right.barh(place + 0.2, ends[second].flatten()[most], 0.38, color=RED, label=f"scan {second}")
@@ -172,7 +174,7 @@ plt.show()
 # ## Conclusion, in two sentences
 
 # %%
-gap = report.effects["rectangle gap"].weighted()
+gap = report.effects["rectangle gap"].uniform()  # as the yardstick is
 forward, backward = report.directions["forward"], report.directions["backward"]
 size = float((forward.abs() + backward.abs()).mean() / 2)
 largest = apart.loc[first, second]

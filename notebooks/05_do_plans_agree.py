@@ -177,7 +177,7 @@ reach = float(min(6, z.abs().max(axis=None)))
 shown = ax.imshow(z, cmap="RdBu_r", vmin=-reach, vmax=reach, aspect="auto")
 for i, j in itertools.product(range(len(z)), range(z.shape[1])):
     star = "\np < .002" if p.iloc[i, j] < 0.002 else f"\np = {p.iloc[i, j]:.2g}" if p.iloc[i, j] < 0.05 else ""
-    colour = "white" if abs(z.iloc[i, j]) > 0.7 * reach else INK
+    colour = "white" if abs(z.iloc[i, j]) > 0.55 * reach else INK
     ax.text(j, i, f"{z.iloc[i, j]:+.1f}{star}", ha="center", va="center", fontsize=8, color=colour)
 ax.set_xticks(range(z.shape[1]), [name.replace(", ", ",\n") for name in z.columns], fontsize=8)
 ax.set_yticks(range(len(z)), z.index)
@@ -203,7 +203,7 @@ def energy_test(*draws):
 
 
 together = pd.DataFrame({name: energy_test(*draws) for name, draws in compared.items()}).T
-together.round(4)
+together.assign(p=[f"{p:.4f}" if p > 1 / 4001 else "< 0.0003" for p in together["p"]]).round(4)
 
 # %% [markdown]
 # ## Where the plans part
