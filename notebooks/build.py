@@ -86,6 +86,10 @@ def executed(notebook: NotebookNode, *, quick: bool = False, timeout: float = 18
             else:
                 os.environ[key] = value
     notebook.metadata = nbformat.from_dict(_KEPT)
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if "text/plain" in (data := output.get("data", {})):  # an address would differ at every run
+                data["text/plain"] = re.sub(r" at 0x[0-9a-f]+>", ">", data["text/plain"])
     return notebook
 
 
