@@ -16,7 +16,16 @@ import torch
 from flexgen.errors import CheckpointError, ConfigError, FlexgenError
 from flexgen.rng import Randomness, Streams
 
-__all__ = ["did_you_mean", "folder_path", "kind_of", "randomness", "renamed", "usable_device", "whole_number"]
+__all__ = [
+    "did_you_mean",
+    "folder_path",
+    "is_number",
+    "kind_of",
+    "randomness",
+    "renamed",
+    "usable_device",
+    "whole_number",
+]
 
 
 def whole_number(argument: str, value: Any, least: int, error: type[FlexgenError] = FlexgenError) -> int:
@@ -27,6 +36,11 @@ def whole_number(argument: str, value: Any, least: int, error: type[FlexgenError
     if number < least:
         raise error(argument, f"is {number}", f"Pass at least {least}.")
     return number
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a real number (numpy's count too), True and False aside."""
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
 def randomness(argument: str, value: Any) -> Randomness | int | None:

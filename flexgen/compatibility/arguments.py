@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flexgen.checks import kind_of, renamed, whole_number
+from flexgen.checks import is_number, kind_of, renamed, whole_number
 from flexgen.compatibility.units import Unit
 from flexgen.errors import DataError, FlexgenError
 from flexgen.rng import Randomness, Streams
@@ -48,19 +48,19 @@ DrawsOfScans: TypeAlias = Mapping[str, Tensor | ChainDraws]
 
 def check_significance(value: Any) -> None:
     """Of a test: the probability of refuting what is true."""
-    if not (_is_number(value) and 0 < value < 1):
+    if not (is_number(value) and 0 < value < 1):
         raise FlexgenError("significance", f"is {kind_of(value)}", "Pass a probability between 0 and 1, such as 0.05.")
 
 
 def check_confidence(value: Any) -> None:
     """Of intervals: the probability that all of them together hold the truth."""
-    if not (_is_number(value) and 0 < value < 1):
+    if not (is_number(value) and 0 < value < 1):
         raise FlexgenError("confidence", f"is {kind_of(value)}", "Pass a probability between 0 and 1, such as 0.95.")
 
 
 def check_margin(value: Any, what: str) -> None:
     """Within an infinite margin everything would be equivalent."""
-    if value is not None and not (_is_number(value) and 0 < value < math.inf):
+    if value is not None and not (is_number(value) and 0 < value < math.inf):
         raise FlexgenError("margin", f"is {kind_of(value)}", f"Pass a positive {what}, or None.")
 
 
@@ -149,7 +149,3 @@ def _as_tensor(value: Any) -> Tensor:
     if isinstance(value, np.ndarray) and (not value.flags.writeable or min(value.strides, default=0) < 0):
         value = value.copy()
     return torch.as_tensor(value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)

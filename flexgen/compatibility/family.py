@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flexgen.checks import kind_of, whole_number
+from flexgen.checks import is_number, kind_of, whole_number
 from flexgen.errors import FlexgenError, UnsupportedQueryError
 from flexgen.exact import ConditionalTables
 from flexgen.exact.kernels import Block, as_block
 
-__all__ = ["MAX_STATES", "ConditionalFamily", "ConditionalLaw", "Labels", "as_family", "check_tolerance", "is_number"]
+__all__ = ["MAX_STATES", "ConditionalFamily", "ConditionalLaw", "Labels", "as_family", "check_tolerance"]
 
 Labels: TypeAlias = Mapping[str, Sequence[Hashable]] | Sequence[Sequence[Hashable]]
 
@@ -176,11 +176,6 @@ def as_family(
         "Pass fg.exact.ConditionalTables or a ConditionalFamily (of a JointTable: its conditional_tables()). Of a "
         "network: fg.diagnose(model, data), or the tables of a few of its sites by fg.compatibility.exact_blocks.",
     )
-
-
-def is_number(value: Any) -> bool:
-    """Whether `value` is a real number (numpy's count too), True and False aside."""
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
 def check_tolerance(tolerance: Any, unit: str = "nats") -> None:

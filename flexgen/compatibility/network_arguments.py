@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from flexgen import rng
-from flexgen.checks import kind_of, randomness
+from flexgen.checks import is_number, kind_of, randomness
 from flexgen.errors import DataError, FlexgenError
 
 __all__ = [
@@ -20,7 +19,6 @@ __all__ = [
     "checked_rows",
     "checked_seed",
     "checked_sites",
-    "is_number",
     "numbers",
     "tensor",
 ]
@@ -36,11 +34,6 @@ def check_level(level: float) -> None:
     """Refuses what is no coverage of an interval."""
     if not is_number(level) or not 0 < level < 1:
         raise FlexgenError("level", f"is {kind_of(level)}", "Pass a coverage between 0 and 1, such as 0.95.")
-
-
-def is_number(value: Any) -> bool:
-    """Whether `value` is a real number (numpy's count too), True and False aside."""
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
 def checked_seed(generator: Any) -> int:

@@ -6,8 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from flexgen.checks import kind_of, renamed
-from flexgen.compatibility.family import is_number
+from flexgen.checks import is_number, kind_of, renamed
 from flexgen.errors import FlexgenError
 from flexgen.exact.kernels import as_block
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, Literal
 
-from flexgen.checks import whole_number
+from flexgen.checks import is_number, whole_number
 from flexgen.errors import ConfigError
 
 __all__ = ["TableSettings"]
@@ -102,20 +101,16 @@ class TableSettings:
             raise ConfigError("num_networks", f"is {self.num_networks}", f"Pass at most {_MOST_NETWORKS}.")
         for name, (holds, expected) in _NUMBERS.items():
             value = getattr(self, name)
-            if not (value is None and expected.endswith("None")) and not (_is_number(value) and holds(value)):
+            if not (value is None and expected.endswith("None")) and not (is_number(value) and holds(value)):
                 raise ConfigError(name, f"is {value!r}", f"Pass {expected}.")
         if self.optimizer not in ("adamw", "muon"):
             raise ConfigError("optimizer", f"is {self.optimizer!r}", "Choose 'adamw' or 'muon'.")
         if self.amp not in (None, "auto", "bf16", "fp16"):
             raise ConfigError("amp", f"is {self.amp!r}", "Choose 'auto', 'bf16', 'fp16' or None.")
-        if not _are(self.ridges, lambda ridge: _is_number(ridge) and ridge > 0) or not self.ridges:
+        if not _are(self.ridges, lambda ridge: is_number(ridge) and ridge > 0) or not self.ridges:
             raise ConfigError("ridges", f"is {self.ridges!r}", "Pass positive numbers, such as (0.01, 0.1).")
         if not _are(self.classes, lambda k: isinstance(k, int) and k >= 1):
             raise ConfigError("classes", f"is {self.classes!r}", "Pass positive whole numbers, such as (2, 4).")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _are(values: Any, holds: Callable[[Any], bool]) -> bool:

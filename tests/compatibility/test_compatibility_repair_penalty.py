@@ -16,7 +16,7 @@ from flexgen.compatibility.repair import ConsistencyPenalty, Penalised
 from flexgen.compatibility.repair.gaps import Places, rectangle_gaps
 from flexgen.compatibility.rounding import Rounding
 from flexgen.conditional import CategoricalMarginals, MarginalConditional
-from flexgen.errors import DataError, FlexgenError, UnsupportedQueryError
+from flexgen.errors import DataError, FlexgenError, SpaceError, UnsupportedQueryError
 from flexgen.exact import JointTable
 from flexgen.query import Query
 from flexgen.space import Space
@@ -263,6 +263,14 @@ def test_compatibility_penalised_objective_adds_up_and_moves() -> None:
     before = mean_gap(model.eval(), x)
     train(model, whole, TensorData(x), SETTINGS, progress=False)
     assert mean_gap(model, x) < 0.3 * before
+
+
+def test_compatibility_penalised_training_refuses_data_outside_the_space() -> None:
+    penalised = Penalised(MaskedLikelihood(laws.uniform_cardinality()), ConsistencyPenalty())
+    x = torch.zeros(8, 3, dtype=torch.int64)
+    x[5, 1] = 2
+    with pytest.raises(SpaceError, match=r"data: holds 2 at row 5, site '1'"):
+        train(FreeLogits([2, 2, 2], 1.0), penalised, TensorData(x), SETTINGS, progress=False)
 
 
 def test_compatibility_penalty_fine_tunes_a_masked_language_model() -> None:

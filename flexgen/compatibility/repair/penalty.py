@@ -22,6 +22,7 @@ from flexgen.errors import DataError, FlexgenError, UnsupportedQueryError
 from flexgen.networks.modes import evaluating
 from flexgen.rng import Randomness
 from flexgen.training import MovingObjective, Objective
+from flexgen.training.arguments import CheckingObjective
 from flexgen.training.batches import Batch
 
 __all__ = ["ConsistencyPenalty", "Penalised"]
@@ -157,12 +158,15 @@ class Penalised:
     def at(self, progress: float) -> Penalised:
         """The objective when so much of training is done; see `flexgen.training.MovingObjective`."""
         share = min(1.0, progress / self.ramp) if self.ramp else 1.0
-        parts = [part.at(progress) if isinstance(part, MovingObjective) else part for part in self._parts]
-        return Penalised(*parts, weight=self.weight * share)
+        objective, penalty = (
+            part.at(progress) if isinstance(part, MovingObjective) else part for part in (self.objective, self.penalty)
+        )
+        return Penalised(objective, penalty, weight=self.weight * share)
 
-    @property
-    def _parts(self) -> tuple[Objective, Objective]:
-        return self.objective, self.penalty
+    def check(self, network: nn.Module, batch: Batch, *, argument: str = "data") -> None:
+        """Whether the objective can score the network on such a batch, where it can tell."""
+        if isinstance(self.objective, CheckingObjective):
+            self.objective.check(network, batch, argument=argument)
 
     def __repr__(self) -> str:
         return f"Penalised({self.objective!r} + {self.weight:g} * {self.penalty!r})"
