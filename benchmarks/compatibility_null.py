@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import flexgen as fg
 from flexgen import exact
 from flexgen.compatibility import SiteAnswers, Values, rectangles
-from flexgen.compatibility.rounding import Rounding
+from flexgen.compatibility.networks.rounding import Rounding
 from flexgen.conditional import CategoricalMarginals, Conditional
 from flexgen.query import Query
 from flexgen.space import Space

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 import flexgen as fg
 from benchmarks.compatibility_null import Transformer
 from flexgen.compatibility import circulation, exact_blocks, rectangles, scan_divergence
+from flexgen.compatibility.networks.rounding import Rounding
 from flexgen.compatibility.repair import (
     ConsistencyPenalty,
     FiniteJoint,
@@ -41,7 +42,6 @@ from flexgen.compatibility.repair import (
     distil,
     random_scan,
 )
-from flexgen.compatibility.rounding import Rounding
 from flexgen.conditional import CategoricalMarginals, MarginalConditional
 from flexgen.exact import ConditionalTables, JointTable
 from flexgen.networks import ResidualMLP

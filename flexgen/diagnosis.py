@@ -15,16 +15,16 @@ from torch import Tensor, nn
 
 from flexgen import rng
 from flexgen.checks import kind_of
-from flexgen.compatibility import measurement
-from flexgen.compatibility.answer_checks import check_answers
-from flexgen.compatibility.budget import DEFAULT_FORWARDS, Plan, budget_of, make_plan
-from flexgen.compatibility.family import ConditionalFamily
-from flexgen.compatibility.gaussian import GaussianConditionals
-from flexgen.compatibility.network_arguments import check_level, check_margin, checked_seed
-from flexgen.compatibility.report import Report
-from flexgen.compatibility.rounding import Rounding
-from flexgen.compatibility.sites import SiteAnswers, present_in
-from flexgen.compatibility.values import Values
+from flexgen.compatibility.exact.family import ConditionalFamily
+from flexgen.compatibility.exact.gaussian import GaussianConditionals
+from flexgen.compatibility.networks import measurement
+from flexgen.compatibility.networks.answer_checks import check_answers
+from flexgen.compatibility.networks.arguments import check_level, check_margin, checked_seed
+from flexgen.compatibility.networks.budget import DEFAULT_FORWARDS, Plan, budget_of, make_plan
+from flexgen.compatibility.networks.report import Report
+from flexgen.compatibility.networks.rounding import Rounding
+from flexgen.compatibility.networks.sites import SiteAnswers, present_in
+from flexgen.compatibility.networks.values import Values
 from flexgen.conditional import Conditional
 from flexgen.errors import DataError, FlexgenError
 from flexgen.rng import Randomness

@@ -7,7 +7,7 @@ from torch import Tensor
 
 import flexgen as fg
 from flexgen.compatibility import SiteAnswers, Values, circulation, exact_blocks, order_gaps, rectangles
-from flexgen.compatibility.rounding import Rounding
+from flexgen.compatibility.networks.rounding import Rounding
 from flexgen.query import Query
 from tests.adapters.test_transformers_mlm_samplers import K, N, complete_conditionals
 from tests.adapters.tiny_mlm import by_hand, network, tiny

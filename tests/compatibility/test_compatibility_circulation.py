@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flexgen import exact
 from flexgen.compatibility import circulation, order_gaps, rectangles
-from flexgen.compatibility.network_circulation import random_contexts
+from flexgen.compatibility.networks.circulation import random_contexts
 from flexgen.conditional import CategoricalMarginals
 from flexgen.errors import FlexgenError
 from flexgen.query import Query

@@ -12,9 +12,10 @@ from torch import nn
 
 import flexgen as fg
 from flexgen import exact
-from flexgen.compatibility import GaussianConditionals, Report, Values, measurement, rectangles
-from flexgen.compatibility.budget import budget_of
-from flexgen.compatibility.network_rectangles import all_pairs
+from flexgen.compatibility import GaussianConditionals, Report, Values, rectangles
+from flexgen.compatibility.networks import measurement
+from flexgen.compatibility.networks.budget import budget_of
+from flexgen.compatibility.networks.rectangles import all_pairs
 from flexgen.conditional import CategoricalMarginals
 from flexgen.errors import DataError, FlexgenError, UnsupportedQueryError
 from flexgen.query import Query

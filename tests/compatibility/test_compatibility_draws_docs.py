@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from flexgen.compatibility.scores import linear_score_asymmetry, score_asymmetry
+from flexgen.compatibility.networks.scores import linear_score_asymmetry, score_asymmetry
 from tests.networks import small
 
 PAGES = Path(__file__).parents[2] / "docs" / "compatibility"

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 import flexgen as fg
-from flexgen.compatibility.excess_risk import excess_pseudo_log_likelihood
-from flexgen.compatibility.impact import statistic_change
-from flexgen.compatibility.scan_classifier import classifier_scan_test
-from flexgen.compatibility.scan_tests import energy_scan_test
-from flexgen.compatibility.scores import score_asymmetry
-from flexgen.compatibility.total_variation import block_variation
+from flexgen.compatibility.networks.excess_risk import excess_pseudo_log_likelihood
+from flexgen.compatibility.networks.scores import score_asymmetry
+from flexgen.compatibility.samples.impact import statistic_change
+from flexgen.compatibility.samples.scan_classifier import classifier_scan_test
+from flexgen.compatibility.samples.scan_tests import energy_scan_test
+from flexgen.compatibility.samples.total_variation import block_variation
 from flexgen.errors import DataError, FlexgenError
 from flexgen.exact import ConditionalTables, JointTable
 from flexgen.rng import stream

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
-from flexgen.compatibility.effects import Cost, Effect
+from flexgen.compatibility.networks.effects import Cost, Effect
 from flexgen.errors import FlexgenError
 
 ROWS, WITHIN, REPLICATES = 40, 12, 600

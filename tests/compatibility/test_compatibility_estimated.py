@@ -12,9 +12,10 @@ import torch
 from scipy import optimize, stats
 from torch import Tensor
 
-from flexgen.compatibility import counted, fitted, rectangle_gaps, rectangle_rank
-from flexgen.compatibility.estimated import bootstrap_p_values, bootstrap_test, wald_test
-from flexgen.compatibility.fitted import refits_test
+from flexgen.compatibility import rectangle_rank
+from flexgen.compatibility.samples import counted, fitted, rectangle_gaps
+from flexgen.compatibility.samples.estimated import bootstrap_p_values, bootstrap_test, wald_test
+from flexgen.compatibility.samples.fitted import refits_test
 from flexgen.errors import DataError, FlexgenError
 from flexgen.exact import JointTable
 from flexgen.rng import stream

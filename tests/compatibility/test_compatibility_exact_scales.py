@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from flexgen.compatibility import ConditionalFamily, check_tables, scan_divergence, scan_laws, stationary
-from flexgen.compatibility.cone import Cone
-from flexgen.compatibility.family import as_family
-from flexgen.compatibility.general import check_linear
+from flexgen.compatibility import ConditionalFamily, check_tables, scan_divergence, stationary
+from flexgen.compatibility.exact import scan_laws
+from flexgen.compatibility.exact.cone import Cone
+from flexgen.compatibility.exact.family import as_family
+from flexgen.compatibility.exact.general import check_linear
 from flexgen.errors import FlexgenError
 from flexgen.exact import ConditionalTables, JointTable
 from tests.compatibility.test_compatibility_general import given

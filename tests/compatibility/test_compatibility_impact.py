@@ -13,9 +13,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from flexgen.compatibility.excess_risk import excess_pseudo_log_likelihood, pseudo_log_likelihood
-from flexgen.compatibility.impact import statistic_change
-from flexgen.compatibility.total_variation import block_variation
+from flexgen.compatibility.networks.excess_risk import excess_pseudo_log_likelihood, pseudo_log_likelihood
+from flexgen.compatibility.samples.impact import statistic_change
+from flexgen.compatibility.samples.total_variation import block_variation
 from flexgen.errors import DataError, FlexgenError
 from flexgen.exact import ConditionalTables, JointTable
 from flexgen.rng import stream

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import flexgen as fg
 from flexgen import exact
 from flexgen.compatibility import Effect, SiteAnswers, rectangles
-from flexgen.compatibility.rounding import Rounding, unit_roundoff
+from flexgen.compatibility.networks.rounding import Rounding, unit_roundoff
 from flexgen.conditional import CategoricalMarginals, Conditional
 from flexgen.query import Query
 from flexgen.space import Space

@@ -7,7 +7,7 @@ import torch
 
 from flexgen import exact
 from flexgen.compatibility import SiteAnswers, order_gaps
-from flexgen.compatibility.rounding import Rounding
+from flexgen.compatibility.networks.rounding import Rounding
 from flexgen.errors import FlexgenError
 from flexgen.query import Query
 from samplers import any_order

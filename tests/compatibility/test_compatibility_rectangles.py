@@ -11,8 +11,8 @@ from torch import Tensor
 
 from flexgen import exact
 from flexgen.compatibility import SiteAnswers, Values, derivative_gaps, rectangles
-from flexgen.compatibility.network_rectangles import double_centred
-from flexgen.compatibility.rounding import Rounding
+from flexgen.compatibility.networks.rectangles import double_centred
+from flexgen.compatibility.networks.rounding import Rounding
 from flexgen.errors import FlexgenError, UnsupportedQueryError
 from flexgen.query import Query
 from tests.compatibility.planted import Counted, Planted

@@ -10,6 +10,8 @@ from scipy import stats
 from torch import Tensor
 
 from flexgen.compatibility import closest_joint, pseudo_log_likelihood, rectangles, stationary
+from flexgen.compatibility.networks.rounding import Rounding
+from flexgen.compatibility.networks.sites import SiteAnswers
 from flexgen.compatibility.repair import (
     EnergyModel,
     OrderEnsemble,
@@ -20,8 +22,6 @@ from flexgen.compatibility.repair import (
     random_scan,
 )
 from flexgen.compatibility.repair.distillation import complete_laws
-from flexgen.compatibility.rounding import Rounding
-from flexgen.compatibility.sites import SiteAnswers
 from flexgen.errors import DataError, FlexgenError, SpaceError, UnsupportedQueryError
 from flexgen.exact import ConditionalTables, Gaussian, JointTable
 from flexgen.query import Query

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from flexgen import rng
 from flexgen.compatibility import circulation, rectangles
+from flexgen.compatibility.networks.rounding import Rounding
 from flexgen.compatibility.repair import ConsistencyPenalty, Penalised
 from flexgen.compatibility.repair.gaps import Places, rectangle_gaps
-from flexgen.compatibility.rounding import Rounding
 from flexgen.conditional import CategoricalMarginals, MarginalConditional
 from flexgen.errors import DataError, FlexgenError, SpaceError, UnsupportedQueryError
 from flexgen.exact import JointTable

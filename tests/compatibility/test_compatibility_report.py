@@ -26,7 +26,7 @@ from flexgen.compatibility import (
     order_gaps,
     rectangles,
 )
-from flexgen.compatibility.report_summary import told
+from flexgen.compatibility.networks.report_summary import told
 from flexgen.errors import FlexgenError
 from tests.compatibility.planted import Planted
 from tests.conditionals import generator

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flexgen.compatibility.scores import linear_score_asymmetry, score_asymmetry
+from flexgen.compatibility.networks.scores import linear_score_asymmetry, score_asymmetry
 from flexgen.errors import DataError, FlexgenError
 from flexgen.rng import stream
 from tests.conditionals import generator

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from flexgen.compatibility import ConditionalFamily, closed_classes, scan_divergence, scan_laws, stationary
-from flexgen.compatibility.scan_laws import Scan
+from flexgen.compatibility import ConditionalFamily, closed_classes, scan_divergence, stationary
+from flexgen.compatibility.exact import scan_laws
+from flexgen.compatibility.exact.scan_laws import Scan
 from flexgen.errors import FlexgenError, UnsupportedQueryError
 from flexgen.exact import ConditionalTables, JointTable, kernels
 from samplers import scans

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from flexgen import exact
 from flexgen.compatibility import Effect, SiteAnswers, Values, circulation, rectangles
-from flexgen.compatibility.rounding import Rounding
-from flexgen.compatibility.sites import Requests
+from flexgen.compatibility.networks.rounding import Rounding
+from flexgen.compatibility.networks.sites import Requests
 from flexgen.conditional import CategoricalMarginals
 from flexgen.errors import FlexgenError
 from flexgen.query import Query

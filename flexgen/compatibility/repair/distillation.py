@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from flexgen import rng
 from flexgen.checks import whole_number
-from flexgen.compatibility.effects import Cost
+from flexgen.compatibility.networks.effects import Cost
+from flexgen.compatibility.networks.sites import Requests, SiteAnswers, present_in
 from flexgen.compatibility.repair.energy import EnergyModel
 from flexgen.compatibility.repair.finite_joint import FiniteJoint
-from flexgen.compatibility.sites import Requests, SiteAnswers, present_in
 from flexgen.conditional import Conditional
 from flexgen.errors import DataError
 from flexgen.rng import Randomness

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flexgen import rng
-from flexgen.compatibility.family import MAX_STATES
+from flexgen.compatibility.exact.family import MAX_STATES
 from flexgen.conditional import CategoricalMarginals
 from flexgen.errors import UnsupportedQueryError
 from flexgen.exact import JointTable

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flexgen import rng
-from flexgen.compatibility.network_circulation import subsets
+from flexgen.compatibility.networks.circulation import subsets
 from flexgen.conditional import CategoricalMarginals, HasMarginals, Marginals
 from flexgen.query import Query
 from flexgen.rng import Randomness, Streams

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from flexgen import rng
 from flexgen.checks import whole_number
+from flexgen.compatibility.networks.sites import absent_in, present_in
+from flexgen.compatibility.networks.values import values_from_pool
 from flexgen.compatibility.repair.gaps import Places, circulation_gaps, rectangle_gaps
-from flexgen.compatibility.sites import absent_in, present_in
-from flexgen.compatibility.values import values_from_pool
 from flexgen.conditional import HasMarginals
 from flexgen.errors import DataError, FlexgenError, UnsupportedQueryError
 from flexgen.networks.modes import evaluating

@@ -1,0 +1,179 @@
+"""Families of complete conditionals on the graph of states: which joints they have, and what refutes them.
+
+A law r has p(x_P | x_-P) as its conditional iff r(x) = r(x_-P) p(x_P | x_-P) for all x. So r's support is a union of
+*closed classes* of states, those that updates never leave; within a class every state of a line has positive
+probability from every conditional (each move has a reverse), and the ratios of moves to their reverses multiply to
+one round every loop, of whatever length. Conversely every closed class with both properties carries exactly one such
+law, found by following ratios along a tree. The family is *weakly compatible* iff some class has both, and
+*compatible* iff such classes reach every value that any conditional observes. (Emerson, arXiv 2608.31120, for two
+sites; the same holds for any number.)
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+
+from flexgen.compatibility.exact.family import ConditionalFamily
+from flexgen.compatibility.exact.graph import (
+    Bools,
+    Floats,
+    Ints,
+    closed_components,
+    line_numbers,
+    potentials,
+    spanning_forest,
+)
+from flexgen.compatibility.exact.odds import Rectangle, worst_rectangle
+from flexgen.compatibility.exact.violation import Violation, loop_violation, support_violation
+
+__all__ = ["GraphCheck", "check_graph"]
+
+
+@dataclass(frozen=True)
+class GraphCheck:
+    """What the graph of states says.
+
+    Args:
+        joints: int64 ``[S]``, the number of the joint that a state belongs to, -1 where none.
+        joint: ``[S]``, the mixture of all joints with equal weights; None if there is none.
+        num_joints: how many extreme joints there are.
+        covers: whether they reach every line.
+        violation: None iff there is a joint and it covers every line.
+        rectangle: the worst one.
+    """
+
+    joints: Ints
+    joint: Floats | None
+    num_joints: int
+    covers: bool
+    violation: Violation | None
+    rectangle: Rectangle
+
+
+class _Graph:
+    """States, lines and the closed classes of a family of complete conditionals."""
+
+    def __init__(self, family: ConditionalFamily) -> None:
+        self.family, self.num_states = family, family.num_states
+        lines = [line_numbers(family.shape, law.target) for law in family.conditionals]
+        starts = np.cumsum([self.num_states, *(count for _, count in lines)])
+        # Nodes: the states, then the lines of one conditional after the other.
+        self.line = np.stack([number + start for (number, _), start in zip(lines, starts[:-1], strict=True)])  # [M, S]
+        self.law_of_line = np.repeat(np.arange(len(lines)), [count for _, count in lines])
+        self.num_nodes = int(starts[-1])
+        self.table = np.stack([law.table.numpy().reshape(-1) for law in family.conditionals])  # [M, S]
+        self.positive = self.table > 0
+        self.state = np.broadcast_to(np.arange(self.num_states), self.line.shape)
+        self.closed = self._closed_classes()  # [num_nodes]
+
+    def _closed_classes(self) -> Ints:
+        every = np.concatenate([law.target for law in self.family.conditionals])
+        if self.positive.all() and len(np.unique(every)) == self.family.num_sites:
+            return np.zeros(self.num_nodes, dtype=np.int64)
+        source = np.concatenate([self.state.reshape(-1), self.line[self.positive]])
+        sink = np.concatenate([self.line.reshape(-1), self.state[self.positive]])
+        return closed_components(self.num_nodes, source, sink)
+
+    def one_way(self, where: Bools) -> Violation | None:
+        """The most probable move, to a state of `where` (bool ``[S]``), that no conditional takes back."""
+        lost = where & ~self.positive.all(0)
+        if not lost.any():
+            return None
+        to = int(np.where(lost, self.table.max(0), -1.0).argmax())
+        gain, loss = int(self.table[:, to].argmax()), int(self.table[:, to].argmin())
+        if self.table[gain, to] == 0:
+            return None
+        return support_violation(self.family, to, self.family.conditionals[gain], self.family.conditionals[loss])
+
+    def solve(self, reversible: Bools) -> tuple[Ints, Floats, Floats]:
+        """Potentials over the states of `reversible` (bool ``[S]``): parents, log weights, residuals ``[M, S]``.
+
+        A residual is what the loop closed by an edge multiplies to, in nats; zero on the trees themselves.
+        """
+        edge = np.broadcast_to(reversible, self.line.shape)
+        one, other = self.state[edge], self.line[edge]
+        members = np.flatnonzero(reversible)
+        _, first = np.unique(self.closed[members], return_index=True)
+        parent = spanning_forest(self.num_nodes, one, other, members[first])
+        with np.errstate(divide="ignore"):
+            log_table = np.log(self.table)
+        step = np.zeros(self.num_nodes)
+        states, lines = np.arange(self.num_states), np.arange(self.num_states, self.num_nodes)
+        via = parent[: self.num_states]
+        inner = via >= self.num_states  # states with a line as parent: log r(x) = log r(line) + log p(x | line)
+        step[states[inner]] = log_table[self.law_of_line[via[inner] - self.num_states], states[inner]]
+        via = parent[self.num_states :]
+        inner = via < self.num_states
+        step[lines[inner]] = -log_table[self.law_of_line[inner], via[inner]]
+        log_weight = potentials(parent, step)
+        residual = np.where(edge, log_weight[: self.num_states] - log_weight[self.line] - log_table, 0.0)
+        return parent, log_weight[: self.num_states], residual
+
+    def loop(self, parent: Ints, law: int, state: int) -> Violation:
+        """The loop that the edge between a state and its line closes with the tree."""
+        down, up = self._to_root(parent, state), self._to_root(parent, int(self.line[law, state]))
+        while len(down) > 1 and len(up) > 1 and down[-2] == up[-2]:  # leave the way that both share
+            down.pop()
+            up.pop()
+        nodes = down[:-1] + up[::-1]  # alternates between states and lines, and closes on itself
+        while nodes[0] >= self.num_states:
+            nodes.append(nodes.pop(0))
+        laws = [self.family.conditionals[self.law_of_line[node - self.num_states]] for node in nodes[1::2]]
+        return loop_violation(self.family, nodes[::2], laws)
+
+    @staticmethod
+    def _to_root(parent: Ints, node: int) -> list[int]:
+        path = [node]
+        while parent[path[-1]] != path[-1]:
+            path.append(int(parent[path[-1]]))
+        return path
+
+
+def check_graph(family: ConditionalFamily, tolerance: float) -> GraphCheck:
+    """All joints of a family of complete conditionals; loops that multiply to exp(`tolerance`) or less are good."""
+    graph = _Graph(family)
+    rectangle = worst_rectangle(family)
+    closed = graph.closed[: graph.num_states]
+    num_classes = int(closed.max()) + 1
+    lost = (closed >= 0) & ~graph.positive.all(0)
+    good = np.ones(num_classes, dtype=bool)
+    good[closed[lost]] = False
+    reversible = (closed >= 0) & good[closed]
+    joint, worst_loop = None, None
+    if reversible.any():
+        parent, log_weight, residual = graph.solve(reversible)
+        off = np.abs(residual)
+        good[closed[reversible & (off.max(0) > tolerance)]] = False
+        joint = _mixture(log_weight, closed, good)
+        if off.max() > tolerance:
+            law, state = (int(k) for k in np.unravel_index(off.argmax(), off.shape))
+            worst_loop = functools.partial(graph.loop, parent, law, state)
+    joints = np.where((closed >= 0) & good[closed], closed, -1)
+    joints[joints >= 0] = np.unique(joints[joints >= 0], return_inverse=True)[1]
+    covered = np.zeros(graph.num_nodes, dtype=bool)
+    covered[graph.line[:, joints >= 0]] = True
+    covers = bool(covered[graph.num_states :].all())
+    violation = None
+    if not covers:
+        violation = graph.one_way(lost)
+        if violation is None and rectangle.gap > tolerance and (closed[list(rectangle.states)] >= 0).all():
+            violation = loop_violation(family, rectangle.states, rectangle.laws * 2)
+        elif violation is None:
+            violation = graph.one_way(joints < 0) if worst_loop is None else worst_loop()
+    return GraphCheck(joints, joint, int(good.sum()), covers, violation, rectangle)
+
+
+def _mixture(log_weight: Floats, closed: Ints, good: Bools) -> Floats | None:
+    """The equal mixture of the laws of all good classes, ``[S]``."""
+    num_good = int(good.sum())
+    if not num_good:
+        return None
+    member = (closed >= 0) & good[closed]
+    highest = np.full(len(good), -np.inf)
+    np.maximum.at(highest, closed[member], log_weight[member])
+    weight = np.where(member, np.exp(log_weight - np.where(member, highest[closed], log_weight)), 0.0)
+    total = np.bincount(closed[member], weight[member], minlength=len(good))
+    return np.where(member, weight / np.where(member, total[closed], 1.0) / num_good, 0.0)
