@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import OptimizeResult, linprog
 from scipy.sparse import csr_matrix, diags, hstack, vstack
+from scipy.sparse.csgraph import connected_components
 
 from flexgen.compatibility.exact.closest_linear import require_size
 from flexgen.compatibility.exact.family import ConditionalFamily
@@ -44,6 +45,11 @@ _WAYS = (
     ("highs-ipm", False, 1e-8),
 )
 _NEGLIGIBLE = 1e-12  # coefficients that no row would notice
+_SETTLED_STATES = 1 << 10  # dense least squares beyond take minutes
+_SETTLINGS = 6
+_EPS = float(np.finfo(np.float64).eps)
+_LEAST_FACTOR = 1e-3  # by which a mass may shrink in one of them
+_CLEAR = 30.0  # what is so many times as large as the misfit was not made by it
 
 
 @dataclass(frozen=True)
@@ -124,6 +130,83 @@ class Cone:
         total = float(law.sum())
         units = np.where(covered[self.context].all(0), units, 0.0)
         return Cover(law / total if total else law, covered, units)
+
+    def settled(self, cover: Cover) -> tuple[Cover, bool | None]:
+        """The cover without mass that only the tolerance bought, and whether its law is the only one (None: not known).
+
+        A context that must be impossible can be given mass of the size of the tolerance. Gauss-Newton steps on the
+        misfits, in units of the law itself, take it away: such mass shrinks at every step, while a rare event of true
+        mass settles. What settles then has to be clearly larger than the misfits that remain. One law: no direction
+        but its own scale leaves the misfits as they are, by singular values.
+        """
+        law, covered = cover.law.copy(), cover.covered.copy()
+        if not 0 < np.count_nonzero(law) <= _SETTLED_STATES:
+            return cover, None
+        while True:
+            keep = np.flatnonzero(law)
+            settled, start = law[keep], self._contexts(law)
+            for _ in range(_SETTLINGS):
+                matrix, scales = self._relative(keep, settled), self._scales(keep, settled)
+                # Without mass there is no misfit: the mass of states that conditionals join is kept.
+                right = np.concatenate([-matrix.sum(1), np.zeros(len(scales))])
+                step = np.linalg.lstsq(np.vstack([matrix, scales]), right, rcond=len(keep) * _EPS)[0]
+                settled = settled * np.clip(1.0 + step, _LEAST_FACTOR, None)
+                settled /= settled.sum()
+                if np.abs(step).max() < 1e-3:
+                    break
+            whole = np.zeros_like(law)
+            whole[keep] = settled
+            matrix = self._relative(keep, settled)
+            left = max(float(np.abs(matrix.sum(1)).max(initial=0.0)), len(keep) * _EPS)
+            mass, most = self._contexts(whole), self._contexts(self.bounds)
+            shrinks = np.zeros(self.num_states, dtype=bool)
+            shrinks[keep] = step < -0.5
+            lost = covered & (self._contexts((whole > 0) & ~shrinks) == 0)
+            lost |= covered & (mass < _CLEAR * left * np.minimum(most, 1.0)) & (mass < start)
+            if not lost.any():
+                break
+            covered &= ~lost
+            law = np.where(covered[self.context].all(0), law, 0.0)
+            covered &= self._contexts(law) > 0
+            if not law.any():
+                return Cover(law, covered, law), None
+            law /= law.sum()
+        if self.misfit(whole) <= max(self.misfit(law), self.tolerance):
+            law = whole
+        singular = np.linalg.svd(matrix, compute_uv=False)
+        nullity = len(keep) - int((singular > _CLEAR * left * singular.max(initial=0.0)).sum())
+        settled_cover = Cover(law, covered, np.where(covered[self.context].all(0), cover.units, 0.0))
+        if nullity > 1:
+            return settled_cover, False
+        # A vertex leaves states out that another law may need: only where there are none is the rank all.
+        return settled_cover, None if np.count_nonzero(settled_cover.units) > np.count_nonzero(law) else True
+
+    def _scales(self, keep: Ints, law: Floats) -> Floats:
+        """The share of every state in the mass of the states that it is joined with by contexts, a row a component."""
+        nodes = self.context[:, keep] + len(keep)
+        ones, states = np.ones(nodes.size), np.tile(np.arange(len(keep)), len(nodes))
+        size = len(keep) + self.num_contexts
+        label = connected_components(csr_matrix((ones, (states, nodes.reshape(-1))), shape=(size, size)), False)[1]
+        label = np.unique(label[: len(keep)], return_inverse=True)[1]
+        rows = (label[None] == np.arange(label.max() + 1)[:, None]) * law[None]
+        return np.asarray(rows / rows.sum(1, keepdims=True))
+
+    def _relative(self, keep: Ints, law: Floats) -> Floats:
+        """Misfits r(x_P, x_C) / q r(x_C) - 1 of the events of a law's contexts, by the relative change of each state."""
+        whole = np.zeros(self.num_states)
+        whole[keep] = law
+        mass = self._contexts(whole)
+        stated = (self.q > 0) & (mass[self.context_of_event] > 0)
+        number, every = np.cumsum(stated) - 1, np.arange(len(keep))
+        matrix = np.zeros((int(stated.sum()), len(keep)))
+        expected = self.q * mass[self.context_of_event]
+        for event in self.event[:, keep]:
+            inside = stated[event]
+            matrix[number[event[inside]], every[inside]] += law[inside] / expected[event[inside]]
+        own = self.context_of_event[stated]
+        for context in self.context[:, keep]:
+            matrix -= (own[:, None] == context[None]) * (law / mass[context])[None]
+        return matrix
 
     def misfit(self, law: Floats) -> float:
         """The largest |log r(x_P | x_C) - log q|, nats, over contexts that have mass."""

@@ -4,8 +4,12 @@ If some of the conditionals chain to a joint, p(x_P1) p(x_P2 | x_P1) .., that jo
 others are compared with it: exact, any size. For positive conditionals p(x_i | x_C) of single sites this is the
 circulation criterion, p(i|C) p(j|C,i) = p(j|C) p(i|C,j) for every C, i and j.
 
-Otherwise the joints are the solutions r >= 0 of linear inequalities (`flexgen.compatibility.exact.cone`), and one
-of them has mass wherever any has: compatible iff that is everywhere, weakly compatible iff it is anywhere.
+Otherwise the joints are the solutions r >= 0 of linear equations, r(x_P, x_C) = q(x_P | x_C) r(x_C), and one of them
+has mass wherever any has: compatible iff that is everywhere, weakly compatible iff it is anywhere. Where something has
+no mass is a question that a tolerance cannot answer: within one nat in 10^8 every impossible event has some. So tables
+whose entries are fractions (every table that was typed in, or counted) are decided in exact arithmetic
+(`flexgen.compatibility.exact.fractions`). Only tables that no joint has exactly, such as those computed in floating
+point, are decided within a tolerance (`flexgen.compatibility.exact.cone`).
 """
 
 from __future__ import annotations
@@ -21,6 +25,8 @@ from torch import Tensor
 from flexgen.compatibility.exact.closest_linear import least_maximum
 from flexgen.compatibility.exact.cone import SOLVER_NATS, Cone
 from flexgen.compatibility.exact.family import ConditionalFamily, ConditionalLaw
+from flexgen.compatibility.exact.fractions import exact_laws
+from flexgen.compatibility.exact.graph import Floats
 from flexgen.compatibility.exact.violation import Violation
 
 __all__ = ["GeneralCheck", "check_chain", "check_linear", "find_chain"]
@@ -83,20 +89,32 @@ def check_chain(family: ConditionalFamily, chain: list[ConditionalLaw], toleranc
 
 
 def check_linear(family: ConditionalFamily, tolerance: float) -> GeneralCheck:
-    """Decides by linear programmes; families of up to `closest_linear.MAX_LINEAR_STATES` states."""
+    """Decides by programmes over the probabilities of states: exactly if it can, otherwise within the tolerance."""
+    exact = exact_laws(family)
+    if exact is not None and exact.dimension >= 0:
+        law, unique = exact.law, exact.dimension == 0
+    else:
+        law, unique = _within(family, tolerance)
+    if not law.any():
+        return GeneralCheck(None, False, False, _no_law(family, tolerance))
+    joint = torch.from_numpy(law).view(family.shape)
+    covers = all(bool((_sum_out(joint, stated.observed) > 0).all()) for stated in family.conditionals)
+    return GeneralCheck(joint, covers, unique, None if covers else _uncovered(family, joint))
+
+
+def _within(family: ConditionalFamily, tolerance: float) -> tuple[Floats, bool]:
+    """A law that has the conditionals within a tolerance (zero if none has), and whether it is the only one."""
     # Most families that have a joint have it to the solver's accuracy, which makes for a better joint.
     for nats in sorted({SOLVER_NATS, max(SOLVER_NATS, tolerance)}):
         cone = Cone(family, nats)
         cover = cone.cover()
         if bool(cover.covered[cone.possible].all()):
             break
-    if not cover.covered.any():
-        return GeneralCheck(None, False, False, _no_law(family, tolerance))
-    joint = torch.from_numpy(cover.law).view(family.shape)
-    # One joint: the laws of the cone differ about as little as the tolerance; several: they differ as far as they can.
-    unique = cone.width(cover) < math.sqrt(nats * family.num_states)
-    covers = bool(cover.covered.all())
-    return GeneralCheck(joint, covers, unique, None if covers else _uncovered(family, joint))
+    cover, unique = cone.settled(cover)
+    if unique is None and cover.covered.any():
+        # One joint: the laws of the cone differ as little as the tolerance; several: they differ as far as they can.
+        unique = cone.width(cover) < math.sqrt(nats * family.num_states)
+    return cover.law, bool(unique)
 
 
 def _no_law(family: ConditionalFamily, tolerance: float) -> Violation:
