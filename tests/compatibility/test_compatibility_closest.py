@@ -9,7 +9,7 @@ from scipy.optimize import minimize, nnls
 from torch import Tensor
 
 from flexgen.compatibility import ClosestJoint, ConditionalFamily, closest_joint, product_of_conditionals, stationary
-from flexgen.compatibility.exact.closest_linear import misfit
+from flexgen.compatibility.exact.closest import misfit
 from flexgen.errors import FlexgenError
 from flexgen.exact import ConditionalTables
 from tests.compatibility.worked_examples import (

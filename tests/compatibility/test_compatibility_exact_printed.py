@@ -41,5 +41,5 @@ def test_compatibility_the_gap_that_decided_is_the_one_named() -> None:
     assert check_tables(SIX).log_odds_gap == 0
     assert str(check_tables(SIX)).startswith("incompatible: no joint; gap of 2.07944 nats round a loop of 6 states\n")
     crossed = check_tables(pair([[1, 0], [0, 1]], [[0, 1], [1, 0]]))
-    assert str(crossed).startswith("incompatible: no joint; zeros that disagree\n")
+    assert str(crossed).startswith("incompatible: no joint; a possible move that another conditional rules out\n")
     assert str(check_tables(PRESS)).startswith("compatible: one joint; largest log-odds gap ")

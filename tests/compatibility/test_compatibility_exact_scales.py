@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 
 from flexgen.compatibility import ConditionalFamily, check_tables, scan_divergence, stationary
-from flexgen.compatibility.exact import scan_laws
-from flexgen.compatibility.exact.cone import Cone
 from flexgen.compatibility.exact.family import as_family
-from flexgen.compatibility.exact.general import check_linear
+from flexgen.compatibility.exact.programmes import Cone, check_linear
 from flexgen.errors import FlexgenError
 from flexgen.exact import ConditionalTables, JointTable
 from tests.compatibility.test_compatibility_general import given
@@ -162,7 +160,7 @@ def test_compatibility_of_slow_scans_without_a_joint(monkeypatch: pytest.MonkeyP
     flow_out = (law.flatten()[first] @ kernel[first][:, ~first]).sum()
     flow_in = (law.flatten()[~first] @ kernel[~first][:, first]).sum()
     assert float(flow_out / flow_in) == pytest.approx(1, abs=1e-9)
-    monkeypatch.setattr(scan_laws, "_ELIMINATED_ENTRIES", 0)
+    monkeypatch.setattr("flexgen.compatibility.exact.stationary._ELIMINATED_ENTRIES", 0)
     with pytest.raises(FlexgenError, match=r"mix too slowly under this scan: 1 - \|λ_2\| is about .*e-1[12]"):
         stationary(tables, (0, 1))
     assert 0.5 * float((stationary(tables, (0, 1), tolerance=1e-4) - law).abs().sum()) < 1e-2

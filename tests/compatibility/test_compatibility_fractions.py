@@ -13,9 +13,8 @@ import pytest
 import torch
 
 from flexgen.compatibility import ConditionalFamily, check_tables
-from flexgen.compatibility.exact import general
-from flexgen.compatibility.exact.cone import Cone
-from flexgen.compatibility.exact.general import find_chain
+from flexgen.compatibility.exact import programmes
+from flexgen.compatibility.exact.programmes import Cone, find_chain
 
 Entry = dict[tuple[int, ...], Fraction]  # x_P and x_C, in this order -> probability
 Stated = tuple[tuple[int, ...], tuple[int, ...], Entry]
@@ -165,7 +164,7 @@ def test_verdicts_of_random_families(shape: tuple[int, ...], number: int) -> Non
 
 def test_verdicts_within_a_tolerance_are_those_of_fractions(monkeypatch: pytest.MonkeyPatch) -> None:
     """The route of tables that are not of fractions, on families of fractions."""
-    monkeypatch.setattr(general, "exact_laws", lambda _family: None)
+    monkeypatch.setattr(programmes, "exact_laws", lambda _family: None)
     assert compare((2, 2), 300, seed=3) & compare((2, 3), 150, seed=4)
 
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from flexgen.compatibility import ConditionalFamily, closed_classes, scan_divergence, stationary
-from flexgen.compatibility.exact import scan_laws
-from flexgen.compatibility.exact.scan_laws import Scan
+from flexgen.compatibility.exact.scan_orders import Scan
 from flexgen.errors import FlexgenError, UnsupportedQueryError
 from flexgen.exact import ConditionalTables, JointTable, kernels
 from samplers import scans
@@ -60,7 +59,7 @@ def test_every_order_against_elimination_and_krylov(order: tuple[int, ...], monk
     tables = random_tables((3, 2, 4), 2)
     expected = kernels.stationary(tables.kernel(order)).view(3, 2, 4)
     torch.testing.assert_close(stationary(tables, order), expected, atol=1e-14, rtol=0)
-    monkeypatch.setattr(scan_laws, "_DENSE_ENTRIES", 0)
+    monkeypatch.setattr("flexgen.compatibility.exact.stationary._DENSE_ENTRIES", 0)
     torch.testing.assert_close(stationary(tables, order), expected, atol=1e-12, rtol=0)
 
 
@@ -93,7 +92,7 @@ def test_slow_mixing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight sites that hang together: the chain crosses between its two modes once in some 10^6 steps."""
     states = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=8)), dtype=torch.float64)
     joint = JointTable.from_unnormalised((0.22 * states.sum(1).square() + 0.05 * states.sum(1)).exp().view((2,) * 8))
-    monkeypatch.setattr(scan_laws, "_DENSE_ENTRIES", 0)
+    monkeypatch.setattr("flexgen.compatibility.exact.stationary._DENSE_ENTRIES", 0)
     law = stationary(joint.conditional_tables())
     assert 0.5 * float((law - joint.p).abs().sum()) < 1e-6
 

@@ -12,24 +12,35 @@ sites; the same holds for any number.)
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import breadth_first_order, connected_components
 
-from flexgen.compatibility.exact.family import ConditionalFamily
-from flexgen.compatibility.exact.graph import (
-    Bools,
-    Floats,
-    Ints,
-    closed_components,
-    line_numbers,
-    potentials,
-    spanning_forest,
+from flexgen.checks import kind_of, whole_number
+from flexgen.compatibility.exact.family import (
+    ConditionalFamily,
+    ConditionalLaw,
+    Violation,
+    loop_violation,
+    support_violation,
 )
-from flexgen.compatibility.exact.odds import Rectangle, worst_rectangle
-from flexgen.compatibility.exact.violation import Violation, loop_violation, support_violation
+from flexgen.errors import FlexgenError
 
-__all__ = ["GraphCheck", "check_graph"]
+__all__ = [
+    "Bools",
+    "Floats",
+    "Ints",
+    "check_graph",
+    "closed_components",
+    "line_numbers",
+    "rectangle_rank",
+    "worst_rectangle",
+]
 
 
 @dataclass(frozen=True)
@@ -177,3 +188,151 @@ def _mixture(log_weight: Floats, closed: Ints, good: Bools) -> Floats | None:
     weight = np.where(member, np.exp(log_weight - np.where(member, highest[closed], log_weight)), 0.0)
     total = np.bincount(closed[member], weight[member], minlength=len(good))
     return np.where(member, weight / np.where(member, total[closed], 1.0) / num_good, 0.0)
+
+
+# States, lines, and what can be reached: the graphs on which zeros and loops are decided.
+#
+# A *line* is the set of states that a conditional p(x_P | x_-P) chooses among: one for every value of the other
+# sites. An update goes from a state to its line (always possible) and from the line to one of its states (where the
+# conditional is positive). Joining states through lines keeps the graph at 2 S edges a conditional, whatever the
+# number of categories, and its strongly connected components are those of the chain of states.
+#
+# Everything is vectorised over states; no loop runs over them.
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+def line_numbers(shape: Sequence[int], target: Sequence[int]) -> tuple[Ints, int]:
+    """The line of every state when the sites `target` are updated, int64 ``[S]``, and the number of lines."""
+    context = [1 if site in target else size for site, size in enumerate(shape)]
+    num_lines = math.prod(context)
+    line: Ints = np.broadcast_to(np.arange(num_lines).reshape(context), tuple(shape)).flatten()
+    return line, num_lines
+
+
+def closed_components(num_nodes: int, source: Ints, sink: Ints) -> Ints:
+    """For each node the number of its strongly connected component if no edge leaves that component, else -1."""
+    edges = csr_matrix((np.ones(len(source), dtype=np.int8), (source, sink)), shape=(num_nodes, num_nodes))
+    num_components, label = connected_components(edges, directed=True, connection="strong")
+    label = np.asarray(label)
+    closed = np.ones(num_components, dtype=bool)
+    closed[label[source[label[source] != label[sink]]]] = False
+    number = np.where(closed, np.cumsum(closed) - 1, -1)
+    return np.asarray(number[label])
+
+
+def spanning_forest(num_nodes: int, one: Ints, other: Ints, roots: Ints) -> Ints:
+    """Breadth-first trees from `roots`, one in each connected component: every node's parent, a root's being itself.
+
+    Nodes that no root reaches are their own parents too.
+    """
+    # One node more, joined to all roots, makes one search of many.
+    source = np.concatenate([one, np.full(len(roots), num_nodes)])
+    sink = np.concatenate([other, roots])
+    edges = csr_matrix((np.ones(len(source), dtype=np.int8), (source, sink)), shape=(num_nodes + 1, num_nodes + 1))
+    _, parent = breadth_first_order(edges, num_nodes, directed=False)
+    parent = parent[:num_nodes].astype(np.int64)
+    alone = (parent < 0) | (parent == num_nodes)
+    return np.where(alone, np.arange(num_nodes), parent)
+
+
+def potentials(parent: Ints, step: Floats) -> Floats:
+    """The sum of `step` from every node up to its root, ``[num_nodes]``; a root's own step counts as zero.
+
+    Each round doubles the distance that every node looks ahead, so a path of S nodes takes log2 S rounds.
+    """
+    ancestor = parent.copy()
+    total = np.where(parent == np.arange(len(parent)), 0.0, step)
+    while (ancestor[ancestor] != ancestor).any():
+        total = total + total[ancestor]
+        ancestor = ancestor[ancestor]
+    return total
+
+
+# Rectangles of log odds: the local test of two conditionals against each other.
+#
+# p(x_P | x_C) and p(x_P' | x_C') over the same sites (P ∪ C = P' ∪ C', P and P' disjoint) share their odds ratios
+#
+#     log p(a | b) + log p(a' | b') - log p(a' | b) - log p(a | b')
+#
+# whenever a joint has both: with positive entries and all else fixed these are the loops of length 4. For positive
+# complete conditionals of single sites they decide compatibility; their rank is `rectangle_rank`.
+
+
+@dataclass(frozen=True)
+class Rectangle:
+    """The rectangle in which two conditionals' log odds ratios differ most.
+
+    Args:
+        gap: nats.
+        states: its four corners as state numbers, (a, b), (a', b), (a', b'), (a, b'); `first` moves a, `second` b.
+        laws: `first` and `second`; none where no two conditionals share a rectangle of positive entries (`gap` is 0).
+    """
+
+    gap: float = 0.0
+    states: tuple[int, ...] = ()
+    laws: tuple[ConditionalLaw, ...] = ()
+
+
+def rectangle_rank(shape: Sequence[int]) -> int:
+    """How many independent rectangle constraints all complete conditionals over `shape` must satisfy.
+
+    Σ_i (V_i - 1) Π_{j≠i} V_j - (Π V - 1): the free parameters of the conditionals less those of a joint; for N sites of
+    V categories N V^(N-1) (V-1) - (V^N - 1). The degrees of freedom of tests of compatibility.
+
+    Raises:
+        FlexgenError: a shape that is not one size a site, each at least one.
+    """
+    if not hasattr(shape, "__len__") or isinstance(shape, str | bytes):
+        raise FlexgenError("shape", f"is {kind_of(shape)}", "Pass the number of categories of every site: (2, 3).")
+    shape = [whole_number("shape", size, 1) for size in shape]
+    num_states = math.prod(shape)
+    return sum(num_states // size * (size - 1) for size in shape) - (num_states - 1)
+
+
+def worst_rectangle(family: ConditionalFamily) -> Rectangle:
+    """The largest |difference of log odds ratios| over all rectangles of positive entries."""
+    worst = Rectangle()
+    laws = family.conditionals
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = [np.log(law.table.numpy()) for law in laws]
+        for k, first in enumerate(laws):
+            for other in range(k):
+                if first.sites == laws[other].sites and not set(first.target) & set(laws[other].target):
+                    worst = _worst_of(family, (first, logs[k]), (laws[other], logs[other]), worst)
+    return worst
+
+
+def _worst_of(
+    family: ConditionalFamily,
+    one: tuple[ConditionalLaw, Floats],
+    two: tuple[ConditionalLaw, Floats],
+    worst: Rectangle,
+) -> Rectangle:
+    """The worse of `worst` and the worst rectangle of two conditionals."""
+    if math.prod(family.shape[i] for i in one[0].target) > math.prod(family.shape[i] for i in two[0].target):
+        one, two = two, one  # the loop below runs over the categories of the first
+    (first, log_first), (second, log_second) = one, two
+    targets = (*first.target, *second.target)
+    axes = [site for site in range(family.num_sites) if site not in targets] + list(targets)
+    num_a = math.prod(family.shape[site] for site in first.target)
+    num_b = math.prod(family.shape[site] for site in second.target)
+    # Where either is zero the difference is infinite or nan; fmax and fmin skip nan.
+    difference = log_first - log_second
+    difference = np.where(np.isfinite(difference), difference, np.nan).transpose(axes).reshape(-1, num_a, num_b)
+    for a in range(num_a - 1):
+        rows = difference[:, a + 1 :] - difference[:, a, None]  # [rest, a' > a, b]
+        spread = np.fmax.reduce(rows, -1) - np.fmin.reduce(rows, -1)  # [rest, a' > a]
+        gap = float(np.fmax.reduce(spread, None))
+        if gap > worst.gap:
+            rest, step = (int(k) for k in np.unravel_index(np.nanargmax(spread), spread.shape))
+            low, high = int(np.nanargmin(rows[rest, step])), int(np.nanargmax(rows[rest, step]))
+            corners = np.array([(a, low), (a + 1 + step, low), (a + 1 + step, high), (a, high)])
+            flat = (rest * num_a + corners[:, 0]) * num_b + corners[:, 1]
+            codes = np.empty((family.num_sites, 4), dtype=np.int64)
+            codes[axes] = np.unravel_index(flat, [first.table.shape[site] for site in axes])
+            states = tuple(np.asarray(np.ravel_multi_index(tuple(codes), family.shape)).tolist())
+            worst = Rectangle(gap, states, (first, second))
+    return worst

@@ -10,15 +10,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
+from scipy.linalg import solve_discrete_lyapunov
+from scipy.sparse.linalg import LinearOperator, gmres
 from torch import Tensor
 
-from flexgen.checks import kind_of
+from flexgen.checks import kind_of, whole_number
+from flexgen.compatibility.exact.cycles import Floats
 from flexgen.compatibility.exact.family import check_tolerance
+from flexgen.compatibility.exact.scan_orders import Scan, weighted_orders
 from flexgen.errors import FlexgenError
 from flexgen.exact import Gaussian
 
-__all__ = ["GaussianCheck", "GaussianConditionals", "check_gaussian", "require_gaussian"]
+__all__ = [
+    "GaussianCheck",
+    "GaussianConditionals",
+    "GaussianScanDivergence",
+    "check_gaussian",
+    "closest_gaussian",
+    "gaussian_scan_divergence",
+    "stationary_gaussian",
+]
 
 
 class GaussianConditionals:
@@ -187,3 +200,229 @@ def check_gaussian(conditionals: GaussianConditionals, *, tolerance: float = 1e-
         joint = Gaussian.from_precision(conditionals.mean, (precision + precision.T) / 2)
     verdict: Literal["compatible", "incompatible"] = "incompatible" if joint is None else "compatible"
     return GaussianCheck(verdict, joint, asymmetry, pair, gap, smallest, explanation)
+
+
+# The law that each scan of linear-Gaussian conditionals converges to, and the joint that comes closest to them.
+
+_DIRECT_SITES = 32  # up to here the covariances of mixtures of scans are solved by elimination
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianLaw:
+    """Where a scan of linear-Gaussian conditionals converges.
+
+    Args:
+        mean: ``[N]``, the same for every scan.
+        covariance: ``[N, N]``, exact.
+        is_normal: whether the law is a normal one: for a fixed order always; chosen at random along the way, it is a
+            mixture with these moments.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    is_normal: bool
+
+    def __str__(self) -> str:
+        kind = "normal law" if self.is_normal else "mixture of normal laws"
+        deviations = self.covariance.diagonal().sqrt()
+        return (
+            f"{kind} of {len(self.mean)} sites: means {_listed(self.mean)}; standard deviations {_listed(deviations)}"
+        )
+
+    __repr__ = __str__
+
+
+def stationary_gaussian(conditionals: GaussianConditionals, scan: Scan = "random") -> GaussianLaw:
+    """The stationary law of a scan.
+
+    Args:
+        conditionals: N sites.
+        scan: ``"random"``, an order such as ``(0, 1, 2)`` (the law after a sweep that updates x_0 first), or a mixture
+            of orders ``{(0, 1, 2): 0.5, (2, 1, 0): 0.5}``. Sites go by name too.
+
+    Raises:
+        FlexgenError: a scan that never updates some site, or that does not converge.
+
+    A sweep takes a covariance Σ to FΣF' + Q; the fixed point solves a discrete Lyapunov equation. Q being positive
+    definite, a fixed point that is positive definite exists iff the sweeps' second moments converge.
+    """
+    require_gaussian(conditionals)
+    size = conditionals.num_sites
+    sweeps = [(weight, *_sweep(conditionals, order)) for weight, order in _orders(scan, size, conditionals.names)]
+    if len(sweeps) == 1:
+        _, move, noise = sweeps[0]
+        rate = float(np.abs(np.linalg.eigvals(move)).max())
+        if rate >= 1 - 1e-12:
+            raise FlexgenError(
+                "conditionals", f"diverge under this scan (each sweep scales by {rate:.6g})", "Shrink the coefficients."
+            )
+        covariance = solve_discrete_lyapunov(move, noise)
+    else:
+        covariance = _mixed(sweeps, size)
+    covariance = (covariance + covariance.T) / 2
+    spectrum = np.linalg.eigvalsh(covariance)
+    if not spectrum[0] > 0:
+        raise _diverges()
+    return GaussianLaw(conditionals.mean, torch.from_numpy(covariance), len(sweeps) == 1)
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianScanDivergence:
+    """How far the normal laws of two scans lie apart. Their means agree.
+
+    Args:
+        kl: KL(first || second), nats.
+        kl_reverse: KL(second || first), nats.
+        first, second: the laws.
+    """
+
+    kl: float
+    kl_reverse: float
+    first: GaussianLaw
+    second: GaussianLaw
+
+    def __str__(self) -> str:
+        return f"KL {self.kl:.6g} nats, reversed {self.kl_reverse:.6g} nats"
+
+    __repr__ = __str__
+
+
+def gaussian_scan_divergence(conditionals: GaussianConditionals, first: Scan, second: Scan) -> GaussianScanDivergence:
+    """KL divergences, nats, between the stationary laws of two fixed orders; arguments as in `stationary_gaussian`.
+
+    Raises:
+        FlexgenError: also a scan whose law is a mixture, of which only the moments are known.
+    """
+    laws = [stationary_gaussian(conditionals, scan) for scan in (first, second)]
+    for name, law in zip(("first", "second"), laws, strict=True):
+        if not law.is_normal:
+            raise FlexgenError(
+                name,
+                "is a scan drawn at random, whose law is a mixture of normal ones without a closed form",
+                "Compare fixed orders, or the covariances by stationary_gaussian(conditionals, scan).",
+            )
+    one, two = (law.covariance for law in laws)
+    return GaussianScanDivergence(_kl(one, two), _kl(two, one), laws[0], laws[1])
+
+
+def _kl(one: Tensor, two: Tensor) -> float:
+    """KL(N(0, one) || N(0, two)), nats: ½ Σ (λ - 1 - log λ) over the eigenvalues of two^-1 one."""
+    root = torch.linalg.cholesky(two)
+    half = torch.linalg.solve_triangular(root, torch.linalg.cholesky(one), upper=False)
+    off = torch.linalg.eigvalsh(half @ half.T) - 1
+    return max(0.0, 0.5 * float((off - torch.log1p(off)).sum()))
+
+
+@dataclass(frozen=True, eq=False)
+class ClosestGaussian:
+    """The I-projection: of all laws r the one with the least Σ_i KL(r || r_{-i} q_i), which is a normal law.
+
+    Args:
+        joint: the law.
+        objective: nats; a lower bound on Σ_i E_p KL(p_i || q_i) under any law p that has second moments.
+        residual: relative size of the gradient, |Ω D^-1 Ω - J'diag(s²)J| / |J'diag(s²)J|; zero at the optimum.
+    """
+
+    joint: Gaussian
+    objective: float
+    residual: float
+
+    def __str__(self) -> str:
+        return (
+            f"closest joint (I): sum of KL(r || r_{{-i}} q_i), nats = {self.objective:.6g}, a normal law of "
+            f"{len(self.joint.mean)} sites; residual {self.residual:.2g}"
+        )
+
+    __repr__ = __str__
+
+
+def closest_gaussian(conditionals: GaussianConditionals, *, num_iterations: int = 2000) -> ClosestGaussian:
+    """The closest joint of linear-Gaussian conditionals, in the sense of ``closest_joint(kind="I")``.
+
+    For given moments a normal law has the largest conditional entropies, so it is the closest of all laws. Its mean is
+    the conditionals' own. With Ω its precision, D = diag Ω and M = (I - B)'diag(1/s²)(I - B), the gradient of the
+    convex objective vanishes iff Ω D^-1 Ω = M, that is, iff W = (D^-½ M D^-½)^½ has a unit diagonal; then
+    Ω = D^½ W D^½. Solved by scaling D.
+
+    Raises:
+        FlexgenError: if I - B is singular, or the scaling does not converge.
+    """
+    require_gaussian(conditionals)
+    whole_number("num_iterations", num_iterations, 1)
+    factor = (torch.eye(conditionals.num_sites, dtype=torch.float64) - conditionals.coefficients) / (
+        conditionals.variances.sqrt()[:, None]
+    )
+    mean, target = conditionals.mean, factor.T @ factor
+    scale = target.diagonal().sqrt() / conditionals.variances.sqrt()
+    for _ in range(num_iterations):
+        root = scale.rsqrt()
+        values, vectors = torch.linalg.eigh(target * root[:, None] * root)
+        square_root = (vectors * values.clamp_min(0.0).sqrt()) @ vectors.T
+        off = square_root.diagonal()
+        if float((off - 1).abs().max()) < 1e-14:
+            break
+        scale = scale * off**1.5
+    precision = square_root / root[:, None] / root
+    precision = (precision + precision.T) / 2
+    balance = (precision / precision.diagonal()) @ precision
+    residual = float((balance - target).norm() / target.norm())
+    if not residual < 1e-8:
+        raise FlexgenError("conditionals", f"have no closest joint within reach (residual {residual:.3g})", "Shrink B.")
+    joint = Gaussian.from_precision(mean, precision)
+    logs = (conditionals.variances * precision.diagonal()).log()
+    objective = 0.5 * float((logs - 1).sum() + (target * joint.covariance).sum())
+    return ClosestGaussian(joint, max(0.0, objective), residual)
+
+
+def _listed(numbers: Tensor, shown: int = 6) -> str:
+    """The first few of many numbers."""
+    return ", ".join([f"{number:.6g}" for number in numbers[:shown].tolist()] + [".."] * (len(numbers) > shown))
+
+
+def _diverges() -> FlexgenError:
+    return FlexgenError(
+        "conditionals", "diverge under this scan: no stationary covariance exists", "Shrink the coefficients."
+    )
+
+
+def _sweep(conditionals: GaussianConditionals, order: Sequence[int]) -> tuple[Floats, Floats]:
+    """F and Q: a sweep takes x - mean to F (x - mean) plus noise of covariance Q."""
+    move, noise = np.eye(conditionals.num_sites), np.zeros((conditionals.num_sites,) * 2)
+    coefficients = conditionals.coefficients.numpy()
+    for site in order:
+        move[site] = coefficients[site] @ move
+        noise[site] = coefficients[site] @ noise
+        noise[:, site] = noise @ coefficients[site]
+        noise[site, site] += float(conditionals.variances[site])
+    return move, noise
+
+
+def _mixed(sweeps: list[tuple[float, Floats, Floats]], size: int) -> Floats:
+    """Σ = Σ_k w_k (F_k Σ F_k' + Q_k)."""
+    right = sum((weight * noise for weight, _, noise in sweeps), np.zeros((size, size)))
+
+    def balance(vector: Floats) -> Floats:
+        covariance = vector.reshape(size, size)
+        moved = sum((weight * (move @ covariance @ move.T) for weight, move, _ in sweeps), np.zeros((size, size)))
+        return np.asarray((covariance - moved).reshape(-1))
+
+    if size <= _DIRECT_SITES:
+        matrix = np.eye(size * size) - sum(weight * np.kron(move, move) for weight, move, _ in sweeps)
+        try:
+            return np.asarray(np.linalg.solve(matrix, right.reshape(-1)).reshape(size, size))
+        except np.linalg.LinAlgError as error:
+            raise _diverges() from error
+    operator = LinearOperator((size * size,) * 2, matvec=balance, dtype=np.float64)
+    solved, failed = gmres(operator, right.reshape(-1), rtol=1e-13, atol=0.0, restart=100, maxiter=50)
+    if failed:
+        raise FlexgenError("conditionals", "mix too slowly for this scan's covariance", "Shrink the coefficients.")
+    return np.asarray(solved.reshape(size, size))
+
+
+def _orders(scan: Scan, size: int, names: Sequence[str]) -> list[tuple[float, tuple[int, ...]]]:
+    """A scan as orders with weights; together they update every site."""
+    orders = weighted_orders(scan, [(site,) for site in range(size)], size, names)
+    blocks = [block for _, order in orders for block in order]
+    if max(map(len, blocks)) > 1 or {block[0] for block in blocks} != set(range(size)):
+        raise FlexgenError("scan", f"is {scan!r}", f"Update each of the sites 0 to {size - 1}, one at a time.")
+    return [(weight, tuple(block[0] for block in order)) for weight, order in orders]

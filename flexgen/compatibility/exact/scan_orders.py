@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from flexgen.checks import is_number, kind_of, renamed
 from flexgen.errors import FlexgenError
 from flexgen.exact.kernels import as_block
 
-__all__ = ["Order", "weighted_orders"]
+__all__ = ["Order", "Scan", "weighted_orders"]
 
-Order = tuple[tuple[int, ...], ...]
+Order: TypeAlias = tuple[tuple[int, ...], ...]
+Block: TypeAlias = int | str | Sequence[int] | Sequence[str]  # sites by number or, of a family with labels, by name
+Scan: TypeAlias = Literal["random"] | Iterable[Block] | Mapping[tuple[Block, ...], float]
 
 
 def weighted_orders(

@@ -8,14 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flexgen.compatibility.exact.cycles import check_graph
-from flexgen.compatibility.exact.family import ConditionalFamily, Labels, as_family, check_tolerance
-from flexgen.compatibility.exact.general import check_chain, check_linear, find_chain
-from flexgen.compatibility.exact.odds import worst_rectangle
-from flexgen.compatibility.exact.violation import Violation
+from flexgen.compatibility.exact.cycles import check_graph, worst_rectangle
+from flexgen.compatibility.exact.family import ConditionalFamily, Labels, Violation, as_family, check_tolerance
+from flexgen.compatibility.exact.programmes import check_chain, check_linear, find_chain
 from flexgen.exact import ConditionalTables, JointTable
 
-__all__ = ["TableCheck", "Verdict", "check_tables"]
+__all__ = ["TableCheck", "check_tables"]
 
 Verdict = Literal["compatible", "weakly compatible", "incompatible"]
 
@@ -65,7 +63,7 @@ class TableCheck:
         found = self.violation
         if found is not None and found.gap > self.log_odds_gap * (1 + 1e-9):
             if found.kind == "support":
-                return "zeros that disagree"
+                return "a possible move that another conditional rules out"
             if found.kind == "loop":
                 return f"gap of {found.gap:.6g} nats round a loop of {len(found.states)} states"
         return f"largest log-odds gap {self.log_odds_gap:.6g} nats"
@@ -90,8 +88,8 @@ def check_tables(
 
     Complete conditionals are decided on the graph of their states (`flexgen.compatibility.exact.cycles`), zeros
     included: O(S) states and edges, no loop over them. Families that marginalise sites out are decided by the chain
-    rule where some of them chain to a joint, else by linear programmes (`flexgen.compatibility.exact.general`), up to
-    2^11 states.
+    rule where some of them chain to a joint, else by linear programmes (`flexgen.compatibility.exact.programmes`): in
+    exact arithmetic where entries are fractions, of up to 64 states; within the tolerance otherwise, up to 2^11 states.
     """
     family = as_family(tables, labels)
     check_tolerance(tolerance)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flexgen import rng
-from flexgen.compatibility.exact.scan_laws import closed_classes, stationary
+from flexgen.compatibility.exact.stationary import closed_classes, stationary
 from flexgen.compatibility.networks.arguments import checked_seed
 from flexgen.exact import ConditionalTables, kernels
 from flexgen.rng import Randomness

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from flexgen.checks import kind_of
-from flexgen.compatibility.exact.scan_laws import stationary
+from flexgen.compatibility.exact.stationary import stationary
 from flexgen.errors import FlexgenError
 from flexgen.exact import ConditionalTables, JointTable
 

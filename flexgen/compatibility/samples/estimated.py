@@ -19,8 +19,8 @@ from torch import Tensor
 
 from flexgen import rng
 from flexgen.checks import kind_of, whole_number
+from flexgen.compatibility.exact.cycles import rectangle_rank
 from flexgen.compatibility.exact.family import Labels
-from flexgen.compatibility.exact.odds import rectangle_rank
 from flexgen.compatibility.networks.effects import Verdict
 from flexgen.compatibility.samples import counted
 from flexgen.compatibility.samples.arguments import (

@@ -11,7 +11,7 @@ from scipy import stats
 from torch import Tensor
 
 from flexgen.checks import kind_of
-from flexgen.compatibility.exact.odds import rectangle_rank
+from flexgen.compatibility.exact.cycles import rectangle_rank
 from flexgen.compatibility.networks.effects import Verdict
 from flexgen.compatibility.samples.arguments import check_significance, numbers
 from flexgen.compatibility.samples.estimated import EstimatedTest
