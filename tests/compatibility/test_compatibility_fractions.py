@@ -164,7 +164,7 @@ def test_verdicts_of_random_families(shape: tuple[int, ...], number: int) -> Non
 
 def test_verdicts_within_a_tolerance_are_those_of_fractions(monkeypatch: pytest.MonkeyPatch) -> None:
     """The route of tables that are not of fractions, on families of fractions."""
-    monkeypatch.setattr(programmes, "exact_laws", lambda _family: None)
+    monkeypatch.setattr(programmes, "exact_joints", lambda _family: None)
     assert compare((2, 2), 300, seed=3) & compare((2, 3), 150, seed=4)
 
 

@@ -174,7 +174,7 @@ def test_random_scans_lose_no_more_than_the_conditionals() -> None:
 
 def test_errors() -> None:
     big = JointTable.random((2,) * 17, generator=generator(0))
-    with pytest.raises(FlexgenError, match=r"tables: have 131072 states, but exact laws take at most 65536 \(2\^16\)"):
+    with pytest.raises(FlexgenError, match=r"have 131072 states, but exact distributions take at most 65536 \(2\^16\)"):
         stationary(big)
     with pytest.raises(FlexgenError, match=r"scan: is 'systematic'\. Say 'random'"):
         stationary(COIN, "systematic")  # type: ignore[arg-type]

@@ -10,14 +10,13 @@ from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from scipy.linalg import LinAlgError, cho_factor, cho_solve
-from scipy.optimize import linprog
+from scipy.optimize import linprog, nnls
 from scipy.sparse import csr_matrix, hstack, vstack
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from flexgen.compatibility.exact.cycles import Bools, Floats, line_numbers
-from flexgen.compatibility.exact.family import ConditionalFamily, ConditionalLaw, as_family
+from flexgen.compatibility.exact.cycles import Floats, line_numbers
+from flexgen.compatibility.exact.family import ConditionalFamily, StatedConditional, as_family
 from flexgen.errors import FlexgenError
 from flexgen.exact import ConditionalTables, JointTable
 
@@ -39,11 +38,11 @@ class ClosestJoint:
 
     Args:
         kind: ``"I"``, ``"AG"``, ``"LP"`` or ``"L2"``.
-        joint: the law.
-        objective: its distance from the conditionals, recomputed from the law.
+        joint: the distribution.
+        objective: its distance from the conditionals, recomputed from the distribution.
         bound: a lower bound on the distance of every joint, from duality (``"AG"``: for tables that differ from those
             given by rounding, 1e-11 at most; 0 where none was found). For ``"I"`` it is the *certificate*: under
-            whatever law p the data have, Σ_i E_p KL(p_i || q_i) is at least this many nats.
+            whatever distribution p the data have, Σ_i E_p KL(p_i || q_i) is at least this many nats.
         measure: what the distance is.
     """
 
@@ -68,22 +67,22 @@ class ClosestJoint:
 
 
 def closest_joint(tables: ConditionalTables | ConditionalFamily, kind: Kind = "I") -> ClosestJoint:
-    """The law that comes closest to having the given conditionals.
+    """The distribution that comes closest to having the given conditionals.
 
     Args:
         tables: all complete conditionals, or any family (``"AG"``: complete conditionals only).
         kind: how distance is measured, summed over the conditionals q_i = q(x_i | rest) (likewise for p(x_P | x_C)):
 
             * ``"I"``: KL(r || r_{-i} q_i), nats. Convex. Its optimum is a certificate: a lower bound on the unary
-              excess risk Σ_i E_p KL(p_i || q_i) of the conditionals under any law p. Infinite unless some state has
-              positive probability from all conditionals. Up to 2^16 states.
+              excess risk Σ_i E_p KL(p_i || q_i) of the conditionals under any distribution p. Infinite unless some
+              state has positive probability from all conditionals. Up to 2^16 states.
             * ``"AG"``: KL(q_i(. | rest) || r(. | rest)), nats, every context alike (Arnold & Gokhale 1998). Up to 2^16.
             * ``"LP"``: the largest |r(x) - r_{-i}(x_{-i}) q_i|, a probability; zero iff weakly compatible. Up to 2^11.
             * ``"L2"``: the sum of the squares of these differences. Up to 2^11 states.
 
     Raises:
         FlexgenError: an unknown kind, too many states, ``"AG"`` for conditionals that marginalise sites out, or ``"I"``
-            where no law has a finite distance.
+            where no distribution has a finite distance.
 
     Where several joints are equally close (an incompatible family can split into parts that it never compares), each
     part has the same weight.
@@ -93,7 +92,7 @@ def closest_joint(tables: ConditionalTables | ConditionalFamily, kind: Kind = "I
         raise FlexgenError("kind", f"is {kind!r}", "Choose 'I', 'AG', 'LP' or 'L2'.")
     if kind in ("LP", "L2"):
         solved, objective, bound = least_maximum(family) if kind == "LP" else least_squares(family)
-        law = torch.from_numpy(solved)
+        nearest = torch.from_numpy(solved)
     else:
         if kind == "AG" and not family.is_complete:
             raise FlexgenError(
@@ -103,12 +102,12 @@ def closest_joint(tables: ConditionalTables | ConditionalFamily, kind: Kind = "I
         if not problem.support.any():
             raise FlexgenError(
                 "tables",
-                "leave no state that all conditionals give mass: every law is infinitely far by kind 'I'",
+                "leave no state that all conditionals give mass: every distribution is infinitely far by kind 'I'",
                 "Use kind='AG', 'LP' or 'L2'.",
             )
         point = minimise(problem, problem.start(), tolerance=1e-12, num_iterations=300)
-        law, objective, bound = problem.optimum(point)
-    joint = JointTable.from_unnormalised(law.view(family.shape))
+        nearest, objective, bound = problem.optimum(point)
+    joint = JointTable.from_unnormalised(nearest.view(family.shape))
     return ClosestJoint(kind, joint, max(0.0, objective), max(0.0, bound), _MEASURES[kind])
 
 
@@ -127,8 +126,8 @@ def product_of_conditionals(tables: ConditionalTables | ConditionalFamily) -> Jo
         stacklevel=2,
     )
     total = torch.zeros(family.shape, dtype=torch.float64)
-    for law in family.conditionals:
-        total = total + law.table.log()
+    for conditional in family.conditionals:
+        total = total + conditional.table.log()
     if not torch.isfinite(total).any():
         raise FlexgenError("tables", "have a product that is zero everywhere", "Use closest_joint(tables, kind='AG').")
     return JointTable.from_unnormalised((total - total.max()).exp())
@@ -136,15 +135,15 @@ def product_of_conditionals(tables: ConditionalTables | ConditionalFamily) -> Jo
 
 # The two closest joints that are measured by relative entropy, as convex problems in log-probabilities.
 #
-# `Information`, the I-projection: the least f(r) = Σ_m KL(r || r_{-m} q_m) over laws r. f is convex and homogeneous
-# of degree one, so with G(x) = Σ_m log r(x_P | x_C) / q_m(x_P | x_C), its gradient,
+# `Information`, the I-projection: the least f(r) = Σ_m KL(r || r_{-m} q_m) over distributions r. f is convex and
+# homogeneous of degree one, so with G(x) = Σ_m log r(x_P | x_C) / q_m(x_P | x_C), its gradient,
 #
-#     f(p) >= E_p G >= min_x G(x)    for every law p, whatever r:
+#     f(p) >= E_p G >= min_x G(x)    for every distribution p, whatever r:
 #
 # a lower bound that anybody can check, equal to f(r) = E_r G at the optimum.
 #
-# `ArnoldGokhale`: the least Σ_m Σ_{x_C} KL(q_m(. | x_C) || P(. | x_C)) over laws P, every context counting alike
-# (Arnold & Gokhale 1998). Convex in log P. For any conditionals R_m with Σ_m R_m = Σ_m q_m at every state the
+# `ArnoldGokhale`: the least Σ_m Σ_{x_C} KL(q_m(. | x_C) || P(. | x_C)) over distributions P, every context counting
+# alike (Arnold & Gokhale 1998). Convex in log P. For any conditionals R_m with Σ_m R_m = Σ_m q_m at every state the
 # objective is at least Σ_m Σ_{x_C} H(R_m) - H(q_m), and exceeds it by Σ_m Σ_{x_C} KL(R_m || P_m). R_m = P_m (1 - h +
 # E_m h), h being Newton's step, is such a family. Rounding: R is one for tables that differ from those stated by
 # 1e-11 at most.
@@ -155,23 +154,26 @@ _ROUNDING = 1e-11  # of sums of tables
 
 
 class _Entropies:
-    """What both problems share: a support, its connected parts, and conditionals of a law given by its logarithm."""
+    """What both problems share: a support, its connected parts, and conditionals of a distribution by its logarithm."""
 
     def __init__(self, family: ConditionalFamily, support: Tensor) -> None:
         self.family, self.support = family, support
-        self.tables = [law.table for law in family.conditionals]
-        self.others = [tuple(i for i in range(family.num_sites) if i not in law.sites) for law in family.conditionals]
+        self.tables = [conditional.table for conditional in family.conditionals]
+        self.others = [
+            tuple(i for i in range(family.num_sites) if i not in conditional.sites)
+            for conditional in family.conditionals
+        ]
         self.part = self._parts()  # [S], the connected part of each state of the support
         self.num_parts = int(self.part.max()) + 1
 
     def _parts(self) -> Tensor:
-        """Parts of the support that no conditional compares; a law may share its mass among them at will."""
+        """Parts of the support that no conditional compares; a distribution may share its mass among them at will."""
         if not self.family.is_complete or bool(self.support.all()):
             return torch.zeros(self.family.num_states, dtype=torch.int64)
         member = self.support.flatten().numpy()
         source, sink, start = [], [], self.family.num_states
-        for law in self.family.conditionals:
-            line, count = line_numbers(self.family.shape, law.target)
+        for conditional in self.family.conditionals:
+            line, count = line_numbers(self.family.shape, conditional.target)
             source.append(np.flatnonzero(member))
             sink.append(line[member] + start)
             start += count
@@ -183,11 +185,11 @@ class _Entropies:
         return torch.from_numpy(part)
 
     def start(self) -> Tensor:
-        """The uniform law on the support, as logarithms."""
+        """The uniform distribution on the support, as logarithms."""
         return torch.where(self.support, 0.0, -torch.inf).double()
 
     def normalised(self, theta: Tensor) -> Tensor:
-        """theta, each part a law of its own; shaped as a table."""
+        """theta, each part a distribution of its own; shaped as a table."""
         flat = torch.where(self.support, theta, -torch.inf).flatten()
         if self.num_parts == 1:
             return (flat - flat.logsumexp(0)).view(self.family.shape)
@@ -200,22 +202,22 @@ class _Entropies:
         return torch.zeros(self.num_parts, dtype=values.dtype).index_add_(0, self.part, values.flatten())
 
     def log_conditionals(self, theta: Tensor) -> list[Tensor]:
-        """log p(x_P | x_C) for every conditional of the family; zero where the law has no mass."""
+        """log p(x_P | x_C) for every conditional of the family; zero where the distribution has no mass."""
         logs = []
-        for law, others in zip(self.family.conditionals, self.others, strict=True):
+        for conditional, others in zip(self.family.conditionals, self.others, strict=True):
             joint = theta.logsumexp(others, keepdim=True) if others else theta
-            log = joint - joint.logsumexp(law.target, keepdim=True)
+            log = joint - joint.logsumexp(conditional.target, keepdim=True)
             logs.append(torch.where(joint > -torch.inf, log, 0.0))
         return logs
 
 
 class Information(_Entropies):
-    """min_r Σ_m KL(r || r_{-m} q_m), over laws on the states that every conditional gives mass."""
+    """min_r Σ_m KL(r || r_{-m} q_m), over distributions on the states that every conditional gives mass."""
 
     def __init__(self, family: ConditionalFamily) -> None:
         support = torch.ones(family.shape, dtype=torch.bool)
-        for law in family.conditionals:
-            support = support & (law.table > 0)
+        for conditional in family.conditionals:
+            support = support & (conditional.table > 0)
         super().__init__(family, support)
         self.log_tables = [torch.where(table > 0, table.log(), 0.0) for table in self.tables]
 
@@ -229,15 +231,15 @@ class Information(_Entropies):
 
     def at(self, theta: Tensor) -> Point:
         theta = self.normalised(theta)
-        law = theta.exp()
+        joint = theta.exp()
         score, logs = self.scores(theta)
-        values = self.total(law * score)  # [num_parts], f of each part
+        values = self.total(joint * score)  # [num_parts], f of each part
         lowest = torch.full_like(values, torch.inf).scatter_reduce(
             0, self.part, torch.where(self.support, score, torch.inf).flatten(), "amin"
         )
-        gradient = law * (score - values[self.part].view(self.family.shape))
+        gradient = joint * (score - values[self.part].view(self.family.shape))
         conditionals = [log.exp() for log in logs]
-        mass = [law.sum(others, keepdim=True) if others else law for others in self.others]
+        mass = [joint.sum(others, keepdim=True) if others else joint for others in self.others]
 
         def curvature(direction: Tensor) -> Tensor:
             product = torch.zeros_like(direction)
@@ -246,31 +248,31 @@ class Information(_Entropies):
             ):
                 mean = direction
                 if others:
-                    mean = torch.where(total > 0, (law * direction).sum(others, keepdim=True) / total, 0.0)
+                    mean = torch.where(total > 0, (joint * direction).sum(others, keepdim=True) / total, 0.0)
                 product = product + (mean - (conditional * mean).sum(stated.target, keepdim=True))
-            return law * product
+            return joint * product
 
         off = float((values - lowest).max())
-        return Point(theta, float(values.sum()), gradient, len(self.tables) * law, off, curvature)
+        return Point(theta, float(values.sum()), gradient, len(self.tables) * joint, off, curvature)
 
     def optimum(self, point: Point) -> tuple[Tensor, float, float]:
-        """The law of the best parts, its objective and the lower bound."""
-        law = point.theta.exp()
+        """The distribution of the best parts, its objective and the lower bound."""
+        joint = point.theta.exp()
         score, _ = self.scores(point.theta)
-        values = self.total(law * score)
+        values = self.total(joint * score)
         best = values <= values.min() + 1e-9
-        law = law * best[self.part].view(self.family.shape)
-        law = law / law.sum()
-        return law, float((law * score).sum()), float(score[self.support].min())
+        joint = joint * best[self.part].view(self.family.shape)
+        joint = joint / joint.sum()
+        return joint, float((joint * score).sum()), float(score[self.support].min())
 
 
 class ArnoldGokhale(_Entropies):
-    """min_P Σ_m Σ_{x_C} KL(q_m(. | x_C) || P(. | x_C)), over laws on the states that some conditional gives mass."""
+    """min_P Σ_m Σ_{x_C} KL(q_m(. | x_C) || P(. | x_C)), over states that some conditional gives mass."""
 
     def __init__(self, family: ConditionalFamily) -> None:
         support = torch.zeros(family.shape, dtype=torch.bool)
-        for law in family.conditionals:
-            support = support | (law.table > 0)
+        for conditional in family.conditionals:
+            support = support | (conditional.table > 0)
         super().__init__(family, support)
         self.entropies = [torch.special.entr(table).sum() for table in self.tables]
 
@@ -296,27 +298,28 @@ class ArnoldGokhale(_Entropies):
         return Point(theta, objective, gradient, weight, float(gradient.abs().sum()), curvature)
 
     def optimum(self, point: Point) -> tuple[Tensor, float, float]:
-        """The law, its objective and the lower bound of the dual."""
+        """The distribution, its objective and the lower bound of the dual."""
         bound = 0.0  # no divergence is negative
         for share in _NEGLIGIBLE:
             bound = min(point.objective, max(bound, self._bound(point, share)))
             if point.objective - bound <= _PROVED * (1 + point.objective):
                 break
-        law = point.theta.exp() / self.num_parts
-        return law / law.sum(), point.objective, bound
+        joint = point.theta.exp() / self.num_parts
+        return joint / joint.sum(), point.objective, bound
 
     def _bound(self, point: Point, share: float) -> float:
         """The dual at R_m = P_m (1 - h + E_m h), P_m being zero where it is below `share` of the state's largest P_m.
 
-        In the limit of the best laws some contexts have no mass, but conditionals all the same. Near it P_m is tiny at
-        the states that lead there, h is large and such an R_m may be negative; in the limit both are zero.
+        In the limit of the best distributions some contexts have no mass, but conditionals all the same. Near it P_m is
+        tiny at the states that lead there, h is large and such an R_m may be negative; in the limit both are zero.
         """
         logs = self.log_conditionals(point.theta)
         whole = [torch.where(self.support, log.exp(), 0.0) for log in logs]
         least = share * torch.stack(whole).amax(0)
         kept = [torch.where(each >= least, each, 0.0) for each in whole]
         kept = [
-            each / each.sum(law.target, keepdim=True) for law, each in zip(self.family.conditionals, kept, strict=True)
+            each / each.sum(conditional.target, keepdim=True)
+            for conditional, each in zip(self.family.conditionals, kept, strict=True)
         ]
         weight = torch.stack(kept).sum(0)
         asked = torch.stack(self.tables).sum(0)
@@ -344,7 +347,7 @@ class ArnoldGokhale(_Entropies):
         return point.objective - gap - abs(float(torch.where(self.support, off * point.theta, 0.0).sum()))
 
     @staticmethod
-    def _deviation(stated: ConditionalLaw, conditional: Tensor, direction: Tensor) -> Tensor:
+    def _deviation(stated: StatedConditional, conditional: Tensor, direction: Tensor) -> Tensor:
         """The direction less its conditional mean."""
         return direction - (conditional * direction).sum(stated.target, keepdim=True)
 
@@ -381,7 +384,7 @@ class Point:
 
 
 class Problem(Protocol):
-    """A convex problem over laws, stated in their log-probabilities."""
+    """A convex problem over distributions, stated in their log-probabilities."""
 
     def at(self, theta: Tensor) -> Point: ...
 
@@ -468,27 +471,29 @@ def conjugate_gradients(point: Point, right: Tensor, *, accuracy: float, num_ite
 #
 # Both look at A r, with entries r(x_P, x_C) - q(x_P | x_C) r(x_C): zero iff r has the conditionals where it has mass.
 #
-# LP:  min_r max |A r|.   For any y with Σ|y| <= 1 and any law r: max |A r| >= y'A r >= min_x (A'y)(x), a lower bound.
+# LP:  min_r max |A r|.   For any y with Σ|y| <= 1 and every r: max |A r| >= y'A r >= min_x (A'y)(x), a lower bound.
 # L2:  min_r |A r|².       With g = 2 A'A r: |A p|² >= |A r|² + g'(p - r) >= min_x g(x) - |A r|², a lower bound.
 
 MAX_LINEAR_STATES = 1 << 11
-_PIVOTS = 500
+_ROUNDING_OF_SQUARES = 1e-16  # eigenvalues below are zero
 
 
 def misfit(family: ConditionalFamily) -> csr_matrix:
     """A: a row for every entry of every conditional, in the order of the tables; a column a state."""
     num_states = family.num_states
     states, blocks = np.arange(num_states), []
-    for law in family.conditionals:
+    for conditional in family.conditionals:
         sites = range(family.num_sites)
-        entry, num_entries = line_numbers(family.shape, [site for site in sites if site not in law.sites])
-        context, _ = line_numbers(family.shape, [site for site in sites if site not in law.observed])
-        size = math.prod(family.shape[site] for site in law.target)
-        order = [*law.target, *(site for site in sites if site not in law.target)]
-        of_context = np.arange(num_entries).reshape(law.table.shape).transpose(order).reshape(size, -1)  # [V_P, V_C]
+        entry, num_entries = line_numbers(family.shape, [site for site in sites if site not in conditional.sites])
+        context, _ = line_numbers(family.shape, [site for site in sites if site not in conditional.observed])
+        size = math.prod(family.shape[site] for site in conditional.target)
+        order = [*conditional.target, *(site for site in sites if site not in conditional.target)]
+        of_context = (
+            np.arange(num_entries).reshape(conditional.table.shape).transpose(order).reshape(size, -1)
+        )  # [V_P, V_C]
         rows = np.concatenate([entry, of_context[:, context].reshape(-1)])
         columns = np.concatenate([states, np.tile(states, size)])
-        values = np.concatenate([np.ones(num_states), -law.table.numpy().reshape(-1)[rows[num_states:]]])
+        values = np.concatenate([np.ones(num_states), -conditional.table.numpy().reshape(-1)[rows[num_states:]]])
         blocks.append(csr_matrix((values, (rows, columns)), shape=(num_entries, num_states)))
     return csr_matrix(vstack(blocks))
 
@@ -504,7 +509,7 @@ def require_size(family: ConditionalFamily, what: str) -> None:
 
 
 def least_maximum(family: ConditionalFamily) -> tuple[Floats, float, float]:
-    """The law with the least max |A r|: law, objective and lower bound, both probabilities."""
+    """The distribution with the least max |A r|: distribution, objective and lower bound, both probabilities."""
     require_size(family, "the linear programme")
     matrix = misfit(family)
     count = matrix.shape[0]
@@ -520,54 +525,26 @@ def least_maximum(family: ConditionalFamily) -> tuple[Floats, float, float]:
     )
     if found.x is None:
         raise FlexgenError("tables", f"are beyond the solver: {found.message}", "Use kind='I' or kind='AG'.")
-    law = np.maximum(found.x[:-1], 0.0)
-    law /= law.sum()
+    joint = np.maximum(found.x[:-1], 0.0)
+    joint /= joint.sum()
     dual = found.ineqlin.marginals[count:] - found.ineqlin.marginals[:count]
     dual /= max(1.0, float(np.abs(dual).sum()))
     bound = max(0.0, float((matrix.T @ dual).min()))
-    return law, float(np.abs(matrix @ law).max()), bound
+    return joint, float(np.abs(matrix @ joint).max()), bound
 
 
 def least_squares(family: ConditionalFamily) -> tuple[Floats, float, float]:
-    """The law with the least |A r|²: law, objective and lower bound."""
+    """The distribution with the least |A r|²: distribution, objective and lower bound."""
     require_size(family, "least squares")
     matrix = misfit(family)
     hessian = (matrix.T @ matrix).toarray()
     # Over y >= 0 the minimum of |A y|² + (Σ y - 1)² has the direction of the answer: its value at the best scaling of a
-    # law r is |A r|² / (1 + |A r|²).
-    law = _nonnegative(hessian + 1.0, np.ones(family.num_states))
-    law /= law.sum()
-    gradient = 2 * (hessian @ law)
-    objective = float(np.square(matrix @ law).sum())
-    return law, objective, max(0.0, float(gradient.min()) - objective)
-
-
-def _nonnegative(hessian: Floats, right: Floats) -> Floats:
-    """min ½ y'Hy - b'y over y >= 0 by block principal pivoting (Portugal, Judice & Vicente 1994; Kim & Park 2011)."""
-    free = np.ones(len(right), dtype=bool)
-    fewest, patience = len(right) + 1, 3
-    y = np.zeros_like(right)
-    for _ in range(_PIVOTS):
-        y, slack = _restricted(hessian, right, free)
-        wrong = np.where(free, y < -1e-14, slack < -1e-12)
-        if not wrong.any():
-            return np.maximum(y, 0.0)
-        if wrong.sum() < fewest:
-            fewest, patience = int(wrong.sum()), 3
-        elif patience:
-            patience -= 1
-        else:  # one exchange at a time cannot cycle
-            wrong = np.arange(len(wrong)) == np.flatnonzero(wrong)[-1]
-        free = free ^ wrong
-    return np.maximum(y, 0.0)
-
-
-def _restricted(hessian: Floats, right: Floats, free: Bools) -> tuple[Floats, Floats]:
-    """The minimum with y = 0 outside `free`, and the gradient there."""
-    y = np.zeros_like(right)
-    part = hessian[np.ix_(free, free)]
-    try:
-        y[free] = cho_solve(cho_factor(part), right[free])
-    except LinAlgError:  # several joints: any of the minima
-        y[free] = np.linalg.lstsq(part, right[free], rcond=None)[0]
-    return y, np.where(free, 0.0, hessian @ y - right)
+    # distribution r is |A r|² / (1 + |A r|²). With
+    # A'A + 11' = V diag(w) V' it is that of |diag(w)^½ V'y - diag(w)^-½ V'1|².
+    values, vectors = np.linalg.eigh(hessian + 1.0)
+    root = np.sqrt(np.maximum(values, _ROUNDING_OF_SQUARES))
+    joint, _ = nnls(root[:, None] * vectors.T, vectors.sum(0) / root, maxiter=100 * family.num_states)
+    joint /= joint.sum()
+    gradient = 2 * (hessian @ joint)
+    objective = float(np.square(matrix @ joint).sum())
+    return joint, objective, max(0.0, float(gradient.min()) - objective)

@@ -1,10 +1,10 @@
 """Families of complete conditionals on the graph of states: which joints they have, and what refutes them.
 
-A law r has p(x_P | x_-P) as its conditional iff r(x) = r(x_-P) p(x_P | x_-P) for all x. So r's support is a union of
-*closed classes* of states, those that updates never leave; within a class every state of a line has positive
+A distribution r has p(x_P | x_-P) as its conditional iff r(x) = r(x_-P) p(x_P | x_-P) for all x. So r's support is a
+union of *closed classes* of states, those that updates never leave; within a class every state of a line has positive
 probability from every conditional (each move has a reverse), and the ratios of moves to their reverses multiply to
 one round every loop, of whatever length. Conversely every closed class with both properties carries exactly one such
-law, found by following ratios along a tree. The family is *weakly compatible* iff some class has both, and
+distribution, found by following ratios along a tree. The family is *weakly compatible* iff some class has both, and
 *compatible* iff such classes reach every value that any conditional observes. (Emerson, arXiv 2608.31120, for two
 sites; the same holds for any number.)
 """
@@ -24,7 +24,7 @@ from scipy.sparse.csgraph import breadth_first_order, connected_components
 from flexgen.checks import kind_of, whole_number
 from flexgen.compatibility.exact.family import (
     ConditionalFamily,
-    ConditionalLaw,
+    StatedConditional,
     Violation,
     loop_violation,
     support_violation,
@@ -69,19 +69,19 @@ class _Graph:
 
     def __init__(self, family: ConditionalFamily) -> None:
         self.family, self.num_states = family, family.num_states
-        lines = [line_numbers(family.shape, law.target) for law in family.conditionals]
+        lines = [line_numbers(family.shape, conditional.target) for conditional in family.conditionals]
         starts = np.cumsum([self.num_states, *(count for _, count in lines)])
         # Nodes: the states, then the lines of one conditional after the other.
         self.line = np.stack([number + start for (number, _), start in zip(lines, starts[:-1], strict=True)])  # [M, S]
         self.law_of_line = np.repeat(np.arange(len(lines)), [count for _, count in lines])
         self.num_nodes = int(starts[-1])
-        self.table = np.stack([law.table.numpy().reshape(-1) for law in family.conditionals])  # [M, S]
+        self.table = np.stack([conditional.table.numpy().reshape(-1) for conditional in family.conditionals])  # [M, S]
         self.positive = self.table > 0
         self.state = np.broadcast_to(np.arange(self.num_states), self.line.shape)
         self.closed = self._closed_classes()  # [num_nodes]
 
     def _closed_classes(self) -> Ints:
-        every = np.concatenate([law.target for law in self.family.conditionals])
+        every = np.concatenate([conditional.target for conditional in self.family.conditionals])
         if self.positive.all() and len(np.unique(every)) == self.family.num_sites:
             return np.zeros(self.num_nodes, dtype=np.int64)
         source = np.concatenate([self.state.reshape(-1), self.line[self.positive]])
@@ -123,17 +123,17 @@ class _Graph:
         residual = np.where(edge, log_weight[: self.num_states] - log_weight[self.line] - log_table, 0.0)
         return parent, log_weight[: self.num_states], residual
 
-    def loop(self, parent: Ints, law: int, state: int) -> Violation:
+    def loop(self, parent: Ints, distribution: int, state: int) -> Violation:
         """The loop that the edge between a state and its line closes with the tree."""
-        down, up = self._to_root(parent, state), self._to_root(parent, int(self.line[law, state]))
+        down, up = self._to_root(parent, state), self._to_root(parent, int(self.line[distribution, state]))
         while len(down) > 1 and len(up) > 1 and down[-2] == up[-2]:  # leave the way that both share
             down.pop()
             up.pop()
         nodes = down[:-1] + up[::-1]  # alternates between states and lines, and closes on itself
         while nodes[0] >= self.num_states:
             nodes.append(nodes.pop(0))
-        laws = [self.family.conditionals[self.law_of_line[node - self.num_states]] for node in nodes[1::2]]
-        return loop_violation(self.family, nodes[::2], laws)
+        distributions = [self.family.conditionals[self.law_of_line[node - self.num_states]] for node in nodes[1::2]]
+        return loop_violation(self.family, nodes[::2], distributions)
 
     @staticmethod
     def _to_root(parent: Ints, node: int) -> list[int]:
@@ -160,8 +160,8 @@ def check_graph(family: ConditionalFamily, tolerance: float) -> GraphCheck:
         good[closed[reversible & (off.max(0) > tolerance)]] = False
         joint = _mixture(log_weight, closed, good)
         if off.max() > tolerance:
-            law, state = (int(k) for k in np.unravel_index(off.argmax(), off.shape))
-            worst_loop = functools.partial(graph.loop, parent, law, state)
+            distribution, state = (int(k) for k in np.unravel_index(off.argmax(), off.shape))
+            worst_loop = functools.partial(graph.loop, parent, distribution, state)
     joints = np.where((closed >= 0) & good[closed], closed, -1)
     joints[joints >= 0] = np.unique(joints[joints >= 0], return_inverse=True)[1]
     covered = np.zeros(graph.num_nodes, dtype=bool)
@@ -171,14 +171,14 @@ def check_graph(family: ConditionalFamily, tolerance: float) -> GraphCheck:
     if not covers:
         violation = graph.one_way(lost)
         if violation is None and rectangle.gap > tolerance and (closed[list(rectangle.states)] >= 0).all():
-            violation = loop_violation(family, rectangle.states, rectangle.laws * 2)
+            violation = loop_violation(family, rectangle.states, rectangle.distributions * 2)
         elif violation is None:
             violation = graph.one_way(joints < 0) if worst_loop is None else worst_loop()
     return GraphCheck(joints, joint, int(good.sum()), covers, violation, rectangle)
 
 
 def _mixture(log_weight: Floats, closed: Ints, good: Bools) -> Floats | None:
-    """The equal mixture of the laws of all good classes, ``[S]``."""
+    """The equal mixture of the distributions of all good classes, ``[S]``."""
     num_good = int(good.sum())
     if not num_good:
         return None
@@ -268,12 +268,13 @@ class Rectangle:
     Args:
         gap: nats.
         states: its four corners as state numbers, (a, b), (a', b), (a', b'), (a, b'); `first` moves a, `second` b.
-        laws: `first` and `second`; none where no two conditionals share a rectangle of positive entries (`gap` is 0).
+        distributions: `first` and `second`; none where no two conditionals share a rectangle of positive entries (`gap`
+            is 0).
     """
 
     gap: float = 0.0
     states: tuple[int, ...] = ()
-    laws: tuple[ConditionalLaw, ...] = ()
+    distributions: tuple[StatedConditional, ...] = ()
 
 
 def rectangle_rank(shape: Sequence[int]) -> int:
@@ -295,20 +296,20 @@ def rectangle_rank(shape: Sequence[int]) -> int:
 def worst_rectangle(family: ConditionalFamily) -> Rectangle:
     """The largest |difference of log odds ratios| over all rectangles of positive entries."""
     worst = Rectangle()
-    laws = family.conditionals
+    conditionals = family.conditionals
     with np.errstate(divide="ignore", invalid="ignore"):
-        logs = [np.log(law.table.numpy()) for law in laws]
-        for k, first in enumerate(laws):
+        logs = [np.log(conditional.table.numpy()) for conditional in conditionals]
+        for k, first in enumerate(conditionals):
             for other in range(k):
-                if first.sites == laws[other].sites and not set(first.target) & set(laws[other].target):
-                    worst = _worst_of(family, (first, logs[k]), (laws[other], logs[other]), worst)
+                if first.sites == conditionals[other].sites and not set(first.target) & set(conditionals[other].target):
+                    worst = _worst_of(family, (first, logs[k]), (conditionals[other], logs[other]), worst)
     return worst
 
 
 def _worst_of(
     family: ConditionalFamily,
-    one: tuple[ConditionalLaw, Floats],
-    two: tuple[ConditionalLaw, Floats],
+    one: tuple[StatedConditional, Floats],
+    two: tuple[StatedConditional, Floats],
     worst: Rectangle,
 ) -> Rectangle:
     """The worse of `worst` and the worst rectangle of two conditionals."""

@@ -25,8 +25,8 @@ from flexgen.exact.kernels import Block, as_block
 __all__ = [
     "MAX_STATES",
     "ConditionalFamily",
-    "ConditionalLaw",
     "Labels",
+    "StatedConditional",
     "Violation",
     "as_family",
     "check_tolerance",
@@ -42,7 +42,7 @@ _SUM_TOLERANCE = 1e-6  # as in flexgen.exact: a table that was rounded to float3
 
 
 @dataclass(frozen=True, eq=False)
-class ConditionalLaw:
+class StatedConditional:
     """One conditional of a family.
 
     Args:
@@ -92,7 +92,7 @@ class ConditionalFamily:
         self.shape = tuple(whole_number("shape", size, 1) for size in _listed("shape", shape, "one size a site"))
         what = "(target, observed, table) of each conditional"
         self.conditionals = tuple(
-            _law(f"conditionals[{k}]", self.shape, entry)
+            _stated_conditional(f"conditionals[{k}]", self.shape, entry)
             for k, entry in enumerate(_listed("conditionals", conditionals, what))
         )
         if not self.shape or math.prod(self.shape) > MAX_STATES:
@@ -101,7 +101,7 @@ class ConditionalFamily:
                 f"is {self.shape}: {math.prod(self.shape)} states, but exact checks take 1 to {MAX_STATES} (2^16)",
                 "Check blocks of a few sites at a time, or ask fg.diagnose for measured effects.",
             )
-        named = frozenset[int]().union(*(law.sites for law in self.conditionals))
+        named = frozenset[int]().union(*(conditional.sites for conditional in self.conditionals))
         absent = [site for site in range(len(self.shape)) if site not in named]
         if absent:
             raise FlexgenError(
@@ -128,12 +128,12 @@ class ConditionalFamily:
     @property
     def is_complete(self) -> bool:
         """Whether every conditional observes all sites but its targets."""
-        return all(len(law.sites) == self.num_sites for law in self.conditionals)
+        return all(len(conditional.sites) == self.num_sites for conditional in self.conditionals)
 
     @property
     def blocks(self) -> tuple[tuple[int, ...], ...]:
         """The targets of the conditionals, in the order stated: what a random scan chooses from."""
-        return tuple(law.target for law in self.conditionals)
+        return tuple(conditional.target for conditional in self.conditionals)
 
     def block_table(self, block: Block) -> Tensor:
         """The stated p(x_P | x_C) whose target P is `block`; one axis a site, of size one where it reads nothing.
@@ -142,7 +142,7 @@ class ConditionalFamily:
             UnsupportedQueryError: if no conditional, or more than one, has this target.
         """
         target = tuple(sorted(as_block(block, self.num_sites)))
-        found = [law for law in self.conditionals if law.target == target]
+        found = [conditional for conditional in self.conditionals if conditional.target == target]
         if len(found) != 1:
             raise UnsupportedQueryError(
                 "block",
@@ -155,11 +155,15 @@ class ConditionalFamily:
         """``"sex=f, smoker=no"``: some sites of a state, given as one code a site, in the users' words."""
         return ", ".join(f"{self.names[site]}={self.labels[site][state[site]]}" for site in sites)
 
-    def question(self, law: ConditionalLaw, state: Sequence[int], *, held: frozenset[int] = frozenset()) -> str:
+    def question(
+        self, conditional: StatedConditional, state: Sequence[int], *, held: frozenset[int] = frozenset()
+    ) -> str:
         """``"p(sex=f | smoker=no)"``: an entry of a conditional in the users' words; sites in `held` go unsaid."""
-        said = [site for site in law.observed if site not in held]
-        given = ", ".join(filter(None, (self.event(said, state), ".." if len(said) < len(law.observed) else "")))
-        return f"p({self.event(law.target, state)}{' | ' if given else ''}{given})"
+        said = [site for site in conditional.observed if site not in held]
+        given = ", ".join(
+            filter(None, (self.event(said, state), ".." if len(said) < len(conditional.observed) else ""))
+        )
+        return f"p({self.event(conditional.target, state)}{' | ' if given else ''}{given})"
 
     def labelled(self, state: Sequence[int], sites: frozenset[int]) -> tuple[Hashable, ...]:
         """A state's category labels, one a site; None at all sites but `sites`."""
@@ -200,7 +204,7 @@ def _listed(name: str, value: Any, what: str) -> tuple[Any, ...]:
     return tuple(value)
 
 
-def _law(name: str, shape: tuple[int, ...], entry: Any) -> ConditionalLaw:
+def _stated_conditional(name: str, shape: tuple[int, ...], entry: Any) -> StatedConditional:
     """A stated conditional, checked, with its axes in the order of the sites."""
     parts = _listed(name, entry, "its target, its observed sites and its table")
     if len(parts) != 3:
@@ -239,7 +243,7 @@ def _law(name: str, shape: tuple[int, ...], entry: Any) -> ConditionalLaw:
         raise _not_normalised(name, table, sums, listed, num_targets)
     order = sorted(range(len(listed)), key=listed.__getitem__)
     sizes = [shape[site] if site in listed else 1 for site in range(len(shape))]
-    return ConditionalLaw(
+    return StatedConditional(
         tuple(sorted(listed[:num_targets])),
         tuple(sorted(listed[num_targets:])),
         (table / sums).permute(order).reshape(sizes),
@@ -330,8 +334,8 @@ class Violation:
     Args:
         kind: ``"loop"``: products of conditionals round a loop of states differ by direction, which for a joint they
             cannot; ``"support"``: one conditional gives a state probability zero and another does not; ``"chain"``: two
-            routes of the chain rule to one probability disagree; ``"bound"``: a linear programme shows that no law
-            comes nearer than a distance.
+            routes of the chain rule to one probability disagree; ``"bound"``: a linear programme shows that no
+            distribution comes nearer than a distance.
         gap: nats, |log of the products' ratio|; infinite where one of them is zero, nan for ``"bound"``.
         states: the states passed, each a tuple of category labels, one a site (None where a site plays no part).
         steps: the moves, for a loop.
@@ -356,19 +360,21 @@ class Violation:
         return "\n".join([self.explanation, *shown])
 
 
-def loop_violation(family: ConditionalFamily, states: Sequence[int], laws: Sequence[ConditionalLaw]) -> Violation:
-    """A loop of states s_0, s_1, .., s_0, the k-th move (s_k to s_{k+1}) made by the k-th of `laws`.
+def loop_violation(
+    family: ConditionalFamily, states: Sequence[int], conditionals: Sequence[StatedConditional]
+) -> Violation:
+    """A loop of states s_0, s_1, .., s_0, the k-th move (s_k to s_{k+1}) made by the k-th of `distributions`.
 
     It is told in the direction in which the chain prefers to run.
     """
     codes = [tuple(int(c) for c in np.unravel_index(state, family.shape)) for state in states]
-    involved = frozenset[int]().union(*(law.sites for law in laws))
-    held = involved - frozenset[int]().union(*(law.target for law in laws))
+    involved = frozenset[int]().union(*(conditional.sites for conditional in conditionals))
+    held = involved - frozenset[int]().union(*(conditional.target for conditional in conditionals))
     steps = []
-    for k, law in enumerate(laws):
+    for k, conditional in enumerate(conditionals):
         here, there = codes[k], codes[(k + 1) % len(codes)]
-        forth, back = (family.question(law, code, held=held) for code in (there, here))
-        steps.append(Step(forth, law.at(there), back, law.at(here)))
+        forth, back = (family.question(conditional, code, held=held) for code in (there, here))
+        steps.append(Step(forth, conditional.at(there), back, conditional.at(here)))
     log_ratio = math.fsum(math.log(step.forward) - math.log(step.backward) for step in steps)
     if log_ratio < 0:
         steps = [Step(s.backward_question, s.backward, s.forward_question, s.forward) for s in reversed(steps)]
@@ -385,7 +391,7 @@ def loop_violation(family: ConditionalFamily, states: Sequence[int], laws: Seque
 
 
 def support_violation(
-    family: ConditionalFamily, state: int, positive: ConditionalLaw, zero: ConditionalLaw
+    family: ConditionalFamily, state: int, positive: StatedConditional, zero: StatedConditional
 ) -> Violation:
     """A state that one conditional moves to and another never does: an edge without a reverse."""
     code = tuple(int(c) for c in np.unravel_index(state, family.shape))

@@ -79,13 +79,13 @@ class GaussianConditionals:
             raise FlexgenError("names", f"hold {len(self.names)} names", f"Name each of the {size} sites.")
 
     @classmethod
-    def of_joint(cls, law: Gaussian) -> GaussianConditionals:
-        """The complete conditionals of a multivariate normal law."""
-        precision = law.precision
+    def of_joint(cls, distribution: Gaussian) -> GaussianConditionals:
+        """The complete conditionals of a multivariate normal distribution."""
+        precision = distribution.precision
         variances = 1 / precision.diagonal()
         coefficients = -precision * variances[:, None]
         coefficients.fill_diagonal_(0.0)
-        return cls(coefficients, variances, law.mean - coefficients @ law.mean)
+        return cls(coefficients, variances, distribution.mean - coefficients @ distribution.mean)
 
     @property
     def num_sites(self) -> int:
@@ -155,7 +155,7 @@ def require_gaussian(conditionals: object) -> None:
         raise FlexgenError(
             "conditionals",
             f"is {kind_of(conditionals)}",
-            "Pass GaussianConditionals(coefficients, variances), or GaussianConditionals.of_joint(law).",
+            "Pass GaussianConditionals(coefficients, variances), or GaussianConditionals.of_joint(distribution).",
         )
 
 
@@ -202,7 +202,8 @@ def check_gaussian(conditionals: GaussianConditionals, *, tolerance: float = 1e-
     return GaussianCheck(verdict, joint, asymmetry, pair, gap, smallest, explanation)
 
 
-# The law that each scan of linear-Gaussian conditionals converges to, and the joint that comes closest to them.
+# The distribution that each scan of linear-Gaussian conditionals converges to, and the joint that comes closest to
+# them.
 
 _DIRECT_SITES = 32  # up to here the covariances of mixtures of scans are solved by elimination
 
@@ -214,8 +215,8 @@ class GaussianLaw:
     Args:
         mean: ``[N]``, the same for every scan.
         covariance: ``[N, N]``, exact.
-        is_normal: whether the law is a normal one: for a fixed order always; chosen at random along the way, it is a
-            mixture with these moments.
+        is_normal: whether the distribution is a normal one: for a fixed order always; chosen at random along the way,
+            it is a mixture with these moments.
     """
 
     mean: Tensor
@@ -223,7 +224,7 @@ class GaussianLaw:
     is_normal: bool
 
     def __str__(self) -> str:
-        kind = "normal law" if self.is_normal else "mixture of normal laws"
+        kind = "normal distribution" if self.is_normal else "mixture of normal distributions"
         deviations = self.covariance.diagonal().sqrt()
         return (
             f"{kind} of {len(self.mean)} sites: means {_listed(self.mean)}; standard deviations {_listed(deviations)}"
@@ -233,12 +234,12 @@ class GaussianLaw:
 
 
 def stationary_gaussian(conditionals: GaussianConditionals, scan: Scan = "random") -> GaussianLaw:
-    """The stationary law of a scan.
+    """The stationary distribution of a scan.
 
     Args:
         conditionals: N sites.
-        scan: ``"random"``, an order such as ``(0, 1, 2)`` (the law after a sweep that updates x_0 first), or a mixture
-            of orders ``{(0, 1, 2): 0.5, (2, 1, 0): 0.5}``. Sites go by name too.
+        scan: ``"random"``, an order such as ``(0, 1, 2)`` (the distribution after a sweep that updates x_0 first), or a
+            mixture of orders ``{(0, 1, 2): 0.5, (2, 1, 0): 0.5}``. Sites go by name too.
 
     Raises:
         FlexgenError: a scan that never updates some site, or that does not converge.
@@ -268,12 +269,12 @@ def stationary_gaussian(conditionals: GaussianConditionals, scan: Scan = "random
 
 @dataclass(frozen=True, eq=False)
 class GaussianScanDivergence:
-    """How far the normal laws of two scans lie apart. Their means agree.
+    """How far the normal distributions of two scans lie apart. Their means agree.
 
     Args:
         kl: KL(first || second), nats.
         kl_reverse: KL(second || first), nats.
-        first, second: the laws.
+        first, second: the distributions.
     """
 
     kl: float
@@ -288,21 +289,22 @@ class GaussianScanDivergence:
 
 
 def gaussian_scan_divergence(conditionals: GaussianConditionals, first: Scan, second: Scan) -> GaussianScanDivergence:
-    """KL divergences, nats, between the stationary laws of two fixed orders; arguments as in `stationary_gaussian`.
+    """KL divergences, nats, between the stationary distributions of two fixed orders; arguments as in
+    `stationary_gaussian`.
 
     Raises:
-        FlexgenError: also a scan whose law is a mixture, of which only the moments are known.
+        FlexgenError: also a scan whose distribution is a mixture, of which only the moments are known.
     """
-    laws = [stationary_gaussian(conditionals, scan) for scan in (first, second)]
-    for name, law in zip(("first", "second"), laws, strict=True):
-        if not law.is_normal:
+    distributions = [stationary_gaussian(conditionals, scan) for scan in (first, second)]
+    for name, distribution in zip(("first", "second"), distributions, strict=True):
+        if not distribution.is_normal:
             raise FlexgenError(
                 name,
-                "is a scan drawn at random, whose law is a mixture of normal ones without a closed form",
+                "is a scan drawn at random, whose distribution is a mixture of normal ones without a closed form",
                 "Compare fixed orders, or the covariances by stationary_gaussian(conditionals, scan).",
             )
-    one, two = (law.covariance for law in laws)
-    return GaussianScanDivergence(_kl(one, two), _kl(two, one), laws[0], laws[1])
+    one, two = (distribution.covariance for distribution in distributions)
+    return GaussianScanDivergence(_kl(one, two), _kl(two, one), distributions[0], distributions[1])
 
 
 def _kl(one: Tensor, two: Tensor) -> float:
@@ -315,11 +317,12 @@ def _kl(one: Tensor, two: Tensor) -> float:
 
 @dataclass(frozen=True, eq=False)
 class ClosestGaussian:
-    """The I-projection: of all laws r the one with the least Σ_i KL(r || r_{-i} q_i), which is a normal law.
+    """The I-projection: of all distributions r the one with the least Σ_i KL(r || r_{-i} q_i), which is a normal
+    distribution.
 
     Args:
-        joint: the law.
-        objective: nats; a lower bound on Σ_i E_p KL(p_i || q_i) under any law p that has second moments.
+        joint: the distribution.
+        objective: nats; a lower bound on Σ_i E_p KL(p_i || q_i) under any distribution p that has second moments.
         residual: relative size of the gradient, |Ω D^-1 Ω - J'diag(s²)J| / |J'diag(s²)J|; zero at the optimum.
     """
 
@@ -329,7 +332,7 @@ class ClosestGaussian:
 
     def __str__(self) -> str:
         return (
-            f"closest joint (I): sum of KL(r || r_{{-i}} q_i), nats = {self.objective:.6g}, a normal law of "
+            f"closest joint (I): sum of KL(r || r_{{-i}} q_i), nats = {self.objective:.6g}, a normal distribution of "
             f"{len(self.joint.mean)} sites; residual {self.residual:.2g}"
         )
 
@@ -339,10 +342,10 @@ class ClosestGaussian:
 def closest_gaussian(conditionals: GaussianConditionals, *, num_iterations: int = 2000) -> ClosestGaussian:
     """The closest joint of linear-Gaussian conditionals, in the sense of ``closest_joint(kind="I")``.
 
-    For given moments a normal law has the largest conditional entropies, so it is the closest of all laws. Its mean is
-    the conditionals' own. With Ω its precision, D = diag Ω and M = (I - B)'diag(1/s²)(I - B), the gradient of the
-    convex objective vanishes iff Ω D^-1 Ω = M, that is, iff W = (D^-½ M D^-½)^½ has a unit diagonal; then
-    Ω = D^½ W D^½. Solved by scaling D.
+    For given moments a normal distribution has the largest conditional entropies, so it is the closest of all
+    distributions. Its mean is the conditionals' own. With Ω its precision, D = diag Ω and
+    M = (I - B)'diag(1/s²)(I - B), the gradient of the convex objective vanishes iff Ω D^-1 Ω = M, that is, iff
+    W = (D^-½ M D^-½)^½ has a unit diagonal; then Ω = D^½ W D^½. Solved by scaling D.
 
     Raises:
         FlexgenError: if I - B is singular, or the scaling does not converge.

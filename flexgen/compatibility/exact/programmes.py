@@ -8,7 +8,7 @@ Otherwise the joints are the solutions r >= 0 of linear equations, r(x_P, x_C) =
 has mass wherever any has: compatible iff that is everywhere, weakly compatible iff it is anywhere. Where something has
 no mass is a question that a tolerance cannot answer: within one nat in 10^8 every impossible event has some. So tables
 whose entries are fractions (every table that was typed in, or counted) are decided in exact arithmetic
-(`exact_laws`). Only tables that no joint has exactly, such as those computed in floating point, are decided within a
+(`exact_joints`). Only tables that no joint has exactly, such as those computed in floating point, are decided within a
 tolerance (`Cone`).
 """
 
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from flexgen.compatibility.exact.closest import least_maximum, require_size
 from flexgen.compatibility.exact.cycles import Bools, Floats, Ints, line_numbers
-from flexgen.compatibility.exact.family import ConditionalFamily, ConditionalLaw, Violation
+from flexgen.compatibility.exact.family import ConditionalFamily, StatedConditional, Violation
 from flexgen.errors import FlexgenError
 
 __all__ = ["Cone", "check_chain", "check_linear", "find_chain"]
@@ -46,20 +46,20 @@ class GeneralCheck:
     violation: Violation | None
 
 
-def find_chain(family: ConditionalFamily) -> list[ConditionalLaw] | None:
+def find_chain(family: ConditionalFamily) -> list[StatedConditional] | None:
     """Conditionals whose product is a joint, each observing exactly the targets of those before; None if none do."""
-    steps: dict[frozenset[int], list[ConditionalLaw]] = {}
-    for law in family.conditionals:
-        steps.setdefault(frozenset(law.observed), []).append(law)
+    steps: dict[frozenset[int], list[StatedConditional]] = {}
+    for conditional in family.conditionals:
+        steps.setdefault(frozenset(conditional.observed), []).append(conditional)
     start, everything = frozenset[int](), frozenset(range(family.num_sites))
-    came: dict[frozenset[int], tuple[frozenset[int], ConditionalLaw] | None] = {start: None}
+    came: dict[frozenset[int], tuple[frozenset[int], StatedConditional] | None] = {start: None}
     waiting = [start]
     while waiting and everything not in came:
         known = waiting.pop()
-        for law in steps.get(known, []):
-            if law.sites not in came:
-                came[law.sites] = (known, law)
-                waiting.append(law.sites)
+        for conditional in steps.get(known, []):
+            if conditional.sites not in came:
+                came[conditional.sites] = (known, conditional)
+                waiting.append(conditional.sites)
     if everything not in came:
         return None
     chain, link = [], came[everything]
@@ -69,21 +69,21 @@ def find_chain(family: ConditionalFamily) -> list[ConditionalLaw] | None:
     return chain[::-1]
 
 
-def check_chain(family: ConditionalFamily, chain: list[ConditionalLaw], tolerance: float) -> GeneralCheck:
+def check_chain(family: ConditionalFamily, chain: list[StatedConditional], tolerance: float) -> GeneralCheck:
     """Compares all conditionals with the joint that `chain` multiplies to."""
     joint = torch.ones((), dtype=torch.float64)
-    for law in chain:
-        joint = joint * law.table
+    for conditional in chain:
+        joint = joint * conditional.table
     covers, worst = True, None
-    for law in family.conditionals:
-        both = _sum_out(joint, law.sites)
-        given = both.sum(law.target, keepdim=True)
+    for conditional in family.conditionals:
+        both = _sum_out(joint, conditional.sites)
+        given = both.sum(conditional.target, keepdim=True)
         covers = covers and bool((given > 0).all())
         # nan: never observed, or impossible by both accounts
-        off = ((both / given).log() - law.table.log()).abs().nan_to_num(nan=0.0, posinf=math.inf)
+        off = ((both / given).log() - conditional.table.log()).abs().nan_to_num(nan=0.0, posinf=math.inf)
         gap = float(off.max())
         if gap > tolerance and (worst is None or gap > worst[0]):
-            worst = (gap, law, int(off.argmax()), float((both / given).flatten()[off.argmax()]))
+            worst = (gap, conditional, int(off.argmax()), float((both / given).flatten()[off.argmax()]))
     if worst is None:
         return GeneralCheck(joint, covers, True, None if covers else _uncovered(family, joint))
     violation = _worst_circulation(family, joint, tolerance) or _disagreement(family, chain, *worst)
@@ -92,20 +92,20 @@ def check_chain(family: ConditionalFamily, chain: list[ConditionalLaw], toleranc
 
 def check_linear(family: ConditionalFamily, tolerance: float) -> GeneralCheck:
     """Decides by programmes over the probabilities of states: exactly if it can, otherwise within the tolerance."""
-    exact = exact_laws(family)
+    exact = exact_joints(family)
     if exact is not None and exact.dimension >= 0:
-        law, unique = exact.law, exact.dimension == 0
+        found, unique = exact.joint, exact.dimension == 0
     else:
-        law, unique = _within(family, tolerance)
-    if not law.any():
+        found, unique = _within(family, tolerance)
+    if not found.any():
         return GeneralCheck(None, False, False, _no_law(family, tolerance))
-    joint = torch.from_numpy(law).view(family.shape)
+    joint = torch.from_numpy(found).view(family.shape)
     covers = all(bool((_sum_out(joint, stated.observed) > 0).all()) for stated in family.conditionals)
     return GeneralCheck(joint, covers, unique, None if covers else _uncovered(family, joint))
 
 
 def _within(family: ConditionalFamily, tolerance: float) -> tuple[Floats, bool]:
-    """A law that has the conditionals within a tolerance (zero if none has), and whether it is the only one."""
+    """A distribution that has the conditionals within a tolerance (zero if none has); whether it is the only one."""
     # Most families that have a joint have it to the solver's accuracy, which makes for a better joint.
     for nats in sorted({SOLVER_NATS, max(SOLVER_NATS, tolerance)}):
         cone = Cone(family, nats)
@@ -115,36 +115,36 @@ def _within(family: ConditionalFamily, tolerance: float) -> tuple[Floats, bool]:
     cover, unique = cone.settled(cover)
     if unique is None and cover.covered.any():
         unique = cone.is_unique(cover, math.sqrt(nats * family.num_states))
-    return cover.law, bool(unique)
+    return cover.joint, bool(unique)
 
 
 def _no_law(family: ConditionalFamily, tolerance: float) -> Violation:
-    """What shows that no law has the conditionals."""
+    """What shows that no distribution has the conditionals."""
     _, _, bound = least_maximum(family)
     text = (
-        f"every law differs from some conditional by at least {bound:.6g} in a joint probability"
+        f"every distribution differs from some conditional by at least {bound:.6g} in a joint probability"
         if bound > _SHOWN_BOUND
-        else f"no law has all conditionals to within {max(tolerance, SOLVER_NATS):.6g} nats"
+        else f"no distribution has all conditionals to within {max(tolerance, SOLVER_NATS):.6g} nats"
     )
     return Violation("bound", math.nan, (), (), f"{text} (shown by linear programming).")
 
 
 def _uncovered(family: ConditionalFamily, joint: Tensor) -> Violation | None:
     """Something that a conditional observes and no joint gives mass."""
-    for law in family.conditionals:
-        given = _sum_out(joint, law.observed)
+    for conditional in family.conditionals:
+        given = _sum_out(joint, conditional.observed)
         if float(given.min()) == 0:
             state = _codes(given, int(given.argmin()))
-            event = family.event(law.observed, state)
+            event = family.event(conditional.observed, state)
             text = f"every joint gives {event} probability zero, but a conditional observes it."
-            return Violation("support", math.inf, (family.labelled(state, frozenset(law.observed)),), (), text)
+            return Violation("support", math.inf, (family.labelled(state, frozenset(conditional.observed)),), (), text)
     return None
 
 
 def _worst_circulation(family: ConditionalFamily, joint: Tensor, tolerance: float) -> Violation | None:
     """The worst p(i|C) p(j|C,i) against p(j|C) p(i|C,j), over all that the family states and the joint observes."""
-    stated = {(law.observed, law.target): law for law in family.conditionals}
-    worst: tuple[float, tuple[ConditionalLaw, ...], Tensor] | None = None
+    stated = {(conditional.observed, conditional.target): conditional for conditional in family.conditionals}
+    worst: tuple[float, tuple[StatedConditional, ...], Tensor] | None = None
     for (given, i), first in stated.items():
         for (other, j), second in stated.items():
             if other != given or j <= i or set(i) & set(j):
@@ -160,28 +160,35 @@ def _worst_circulation(family: ConditionalFamily, joint: Tensor, tolerance: floa
                 worst = (float(off.max()), (first, then_j, second, then_i), off)
     if worst is None:
         return None
-    gap, laws, off = worst
+    gap, conditionals, off = worst
     state = _codes(off, int(off.argmax()))
     one, two = (
-        f"{' '.join(family.question(law, state) for law in pair)} = {math.prod(law.at(state) for law in pair):.6g}"
-        for pair in (laws[:2], laws[2:])
+        f"{' '.join(family.question(conditional, state) for conditional in pair)} = "
+        f"{math.prod(conditional.at(state) for conditional in pair):.6g}"
+        for pair in (conditionals[:2], conditionals[2:])
     )
-    sites = laws[1].sites
+    sites = conditionals[1].sites
     text = f"{one}, but {two} ({gap:.6g} nats): two ways to one probability."
     return Violation("chain", gap, (family.labelled(state, sites),), (), text)
 
 
 def _disagreement(
-    family: ConditionalFamily, chain: list[ConditionalLaw], gap: float, law: ConditionalLaw, entry: int, implied: float
+    family: ConditionalFamily,
+    chain: list[StatedConditional],
+    gap: float,
+    conditional: StatedConditional,
+    entry: int,
+    implied: float,
 ) -> Violation:
-    state = _codes(law.table, entry)
+    state = _codes(conditional.table, entry)
     parts = ", ".join(
         f"p({','.join(family.names[s] for s in link.target)}"
         f"{' | ' if link.observed else ''}{','.join(family.names[s] for s in link.observed)})"
         for link in chain
     )
-    text = f"{family.question(law, state)} = {law.at(state):.6g}, but {parts} give {implied:.6g} ({gap:.6g} nats)."
-    return Violation("chain", gap, (family.labelled(state, law.sites),), (), text)
+    text = f"{family.question(conditional, state)} = {conditional.at(state):.6g}"
+    text += f", but {parts} give {implied:.6g} ({gap:.6g} nats)."
+    return Violation("chain", gap, (family.labelled(state, conditional.sites),), (), text)
 
 
 def _sum_out(joint: Tensor, kept: Collection[int]) -> Tensor:
@@ -195,10 +202,11 @@ def _codes(values: Tensor, place: int) -> list[int]:
     return [int(code) for code in np.unravel_index(place, tuple(values.shape))]
 
 
-# The laws that have a family's conditionals to within a tolerance: a cone, searched by linear programmes.
+# The distributions that have a family's conditionals to within a tolerance: a cone, searched by linear programmes.
 #
-# A law r has q(x_P | x_C) to within τ nats iff exp(-τ) q r(x_C) <= r(x_P, x_C) <= exp(τ) q r(x_C). This is linear in
-# r, and says the same of rare x_C as of common ones. Sums of such r are such r: one has mass wherever any has.
+# A distribution r has q(x_P | x_C) to within τ nats iff exp(-τ) q r(x_C) <= r(x_P, x_C) <= exp(τ) q r(x_C). This
+# is linear in r, and says the same of rare x_C as of common ones. Sums of such r are such r: one
+# has mass wherever any has.
 #
 # Solvers know absolute errors only: they drop coefficients below 1e-9 and let rows be off by 1e-10. So every state is
 # measured in a unit of its own, an upper bound on its probability that the tables imply: from r(x_C) <= 1, by turns
@@ -233,15 +241,15 @@ _CLEAR = 30.0  # what is so many times as large as the misfit was not made by it
 
 @dataclass(frozen=True)
 class Cover:
-    """A law of the cone with as much covered as any has.
+    """A distribution of the cone with as much covered as any has.
 
     Args:
-        law: ``[S]``; sums to one, or all zero if the cone holds no law.
+        distribution: ``[S]``; sums to one, or all zero if the cone holds no distribution.
         covered: which contexts x_C have mass, of all conditionals one after the other.
-        units: ``[S]``, the units it was found in; zero where no law of the cone has mass.
+        units: ``[S]``, the units it was found in; zero where no distribution of the cone has mass.
     """
 
-    law: Floats
+    joint: Floats
     covered: Bools
     units: Floats
 
@@ -262,10 +270,12 @@ class Cone:
         self.num_states, self.tolerance = family.num_states, tolerance
         event, context, of_event, first = [], [], [], [0]
         num_events = 0
-        for law in family.conditionals:
+        for conditional in family.conditionals:
             sites = range(family.num_sites)
-            own_event, count = line_numbers(family.shape, [site for site in sites if site not in law.sites])
-            own_context, width = line_numbers(family.shape, [site for site in sites if site not in law.observed])
+            own_event, count = line_numbers(family.shape, [site for site in sites if site not in conditional.sites])
+            own_context, width = line_numbers(
+                family.shape, [site for site in sites if site not in conditional.observed]
+            )
             parent = np.empty(count, dtype=np.int64)
             parent[own_event] = own_context
             event.append(own_event + num_events)
@@ -276,7 +286,7 @@ class Cone:
         self.context: Ints = np.stack(context)  # [M, S]
         self.context_of_event: Ints = np.concatenate(of_event)
         self.first = first  # of each conditional's contexts
-        self.q: Floats = np.concatenate([law.table.numpy().reshape(-1) for law in family.conditionals])
+        self.q: Floats = np.concatenate([conditional.table.numpy().reshape(-1) for conditional in family.conditionals])
         self.bounds = self._bounds()  # [S]
 
     @property
@@ -289,9 +299,9 @@ class Cone:
         return np.asarray(self._contexts(self.bounds) > 0)
 
     def cover(self) -> Cover:
-        """The law, with mass in all contexts that a law of the cone has mass in."""
+        """The distribution, with mass in all contexts that a distribution of the cone has mass in."""
         units, live = self.bounds, self.possible
-        law, covered = np.zeros(self.num_states), np.zeros(self.num_contexts, dtype=bool)
+        joint, covered = np.zeros(self.num_states), np.zeros(self.num_contexts, dtype=bool)
         for attempt in range(_RESCALINGS + 1):
             try:
                 found, reached = self._largest_cover(units, live)
@@ -300,30 +310,31 @@ class Cone:
                     break
                 raise
             if reached.sum() > covered.sum() or not covered.any():
-                law, covered = found, reached
+                joint, covered = found, reached
             if not reached.any() or bool(reached[live].all()):
                 break
             missed = (live & ~reached)[self.context].any(0)
             units = np.where(missed, units * _FINER, units)
-        law = np.where(covered[self.context].all(0), law, 0.0)
-        total = float(law.sum())
+        joint = np.where(covered[self.context].all(0), joint, 0.0)
+        total = float(joint.sum())
         units = np.where(covered[self.context].all(0), units, 0.0)
-        return Cover(law / total if total else law, covered, units)
+        return Cover(joint / total if total else joint, covered, units)
 
     def settled(self, cover: Cover) -> tuple[Cover, bool | None]:
-        """The cover without mass that only the tolerance bought, and whether its law is the only one (None: not known).
+        """The cover without mass that only the tolerance bought, and whether its distribution is the only one (None:
+        not known).
 
         A context that must be impossible can be given mass of the size of the tolerance. Gauss-Newton steps on the
-        misfits, in units of the law itself, take it away: such mass shrinks at every step, while a rare event of true
-        mass settles. What settles then has to be clearly larger than the misfits that remain. One law: no direction
-        but its own scale leaves the misfits as they are, by singular values.
+        misfits, in units of the distribution itself, take it away: such mass shrinks at every step, while a rare event
+        of true mass settles. What settles then has to be clearly larger than the misfits that remain. One distribution:
+        no direction but its own scale leaves the misfits as they are, by singular values.
         """
-        law, covered = cover.law.copy(), cover.covered.copy()
-        if not 0 < np.count_nonzero(law) <= _SETTLED_STATES:
+        joint, covered = cover.joint.copy(), cover.covered.copy()
+        if not 0 < np.count_nonzero(joint) <= _SETTLED_STATES:
             return cover, None
         while True:
-            keep = np.flatnonzero(law)
-            settled, start = law[keep], self._contexts(law)
+            keep = np.flatnonzero(joint)
+            settled, start = joint[keep], self._contexts(joint)
             for _ in range(_SETTLINGS):
                 matrix, scales = self._relative(keep, settled), self._scales(keep, settled)
                 # Without mass there is no misfit: the mass of states that conditionals join is kept.
@@ -333,47 +344,47 @@ class Cone:
                 settled /= settled.sum()
                 if np.abs(step).max() < 1e-3:
                     break
-            whole = np.zeros_like(law)
+            whole = np.zeros_like(joint)
             whole[keep] = settled
             matrix = self._relative(keep, settled)
             left = max(float(np.abs(matrix.sum(1)).max(initial=0.0)), len(keep) * _EPS)
             mass, most = self._contexts(whole), self._contexts(self.bounds)
             shrinks = np.zeros(self.num_states, dtype=bool)
             shrinks[keep] = step < -0.5
-            lost = covered & (self._contexts((whole > 0) & ~shrinks) == 0)
+            lost = covered & (self._contexts(((whole > 0) & ~shrinks).astype(np.float64)) == 0)
             lost |= covered & (mass < _CLEAR * left * np.minimum(most, 1.0)) & (mass < start)
             if not lost.any():
                 break
             covered &= ~lost
-            law = np.where(covered[self.context].all(0), law, 0.0)
-            covered &= self._contexts(law) > 0
-            if not law.any():
-                return Cover(law, covered, law), None
-            law /= law.sum()
-        if self.misfit(whole) <= max(self.misfit(law), self.tolerance):
-            law = whole
+            joint = np.where(covered[self.context].all(0), joint, 0.0)
+            covered &= self._contexts(joint) > 0
+            if not joint.any():
+                return Cover(joint, covered, joint), None
+            joint /= joint.sum()
+        if self.misfit(whole) <= max(self.misfit(joint), self.tolerance):
+            joint = whole
         singular = np.linalg.svd(matrix, compute_uv=False)
         nullity = len(keep) - int((singular > _CLEAR * left * singular.max(initial=0.0)).sum())
-        settled_cover = Cover(law, covered, np.where(covered[self.context].all(0), cover.units, 0.0))
+        settled_cover = Cover(joint, covered, np.where(covered[self.context].all(0), cover.units, 0.0))
         if nullity > 1:
             return settled_cover, False
-        # A vertex leaves states out that another law may need: only where there are none is the rank all.
-        return settled_cover, None if np.count_nonzero(settled_cover.units) > np.count_nonzero(law) else True
+        # A vertex leaves states out that another distribution may need: only where there are none is the rank all.
+        return settled_cover, None if np.count_nonzero(settled_cover.units) > np.count_nonzero(joint) else True
 
-    def _scales(self, keep: Ints, law: Floats) -> Floats:
+    def _scales(self, keep: Ints, joint: Floats) -> Floats:
         """The share of every state in the mass of the states that it is joined with by contexts, a row a component."""
         nodes = self.context[:, keep] + len(keep)
         ones, states = np.ones(nodes.size), np.tile(np.arange(len(keep)), len(nodes))
         size = len(keep) + self.num_contexts
         label = connected_components(csr_matrix((ones, (states, nodes.reshape(-1))), shape=(size, size)), False)[1]
         label = np.unique(label[: len(keep)], return_inverse=True)[1]
-        rows = (label[None] == np.arange(label.max() + 1)[:, None]) * law[None]
+        rows = (label[None] == np.arange(label.max() + 1)[:, None]) * joint[None]
         return np.asarray(rows / rows.sum(1, keepdims=True))
 
-    def _relative(self, keep: Ints, law: Floats) -> Floats:
-        """Misfits r(x_P, x_C) / q r(x_C) - 1 of the events of a law's contexts, by each state's relative change."""
+    def _relative(self, keep: Ints, joint: Floats) -> Floats:
+        """Misfits r(x_P, x_C) / q r(x_C) - 1 of events in contexts that have mass, by each state's relative change."""
         whole = np.zeros(self.num_states)
-        whole[keep] = law
+        whole[keep] = joint
         mass = self._contexts(whole)
         stated = (self.q > 0) & (mass[self.context_of_event] > 0)
         number, every = np.cumsum(stated) - 1, np.arange(len(keep))
@@ -381,28 +392,32 @@ class Cone:
         expected = self.q * mass[self.context_of_event]
         for event in self.event[:, keep]:
             inside = stated[event]
-            matrix[number[event[inside]], every[inside]] += law[inside] / expected[event[inside]]
+            matrix[number[event[inside]], every[inside]] += joint[inside] / expected[event[inside]]
         own = self.context_of_event[stated]
         for context in self.context[:, keep]:
-            matrix -= (own[:, None] == context[None]) * (law / mass[context])[None]
+            matrix -= (own[:, None] == context[None]) * (joint / mass[context])[None]
         return matrix
 
-    def misfit(self, law: Floats) -> float:
+    def misfit(self, joint: Floats) -> float:
         """The largest |log r(x_P | x_C) - log q|, nats, over contexts that have mass."""
-        mass = self._contexts(law)[self.context_of_event]
-        stated, own = self.q * mass, self._events(law)
+        mass = self._contexts(joint)[self.context_of_event]
+        stated, own = self.q * mass, self._events(joint)
         with np.errstate(divide="ignore", invalid="ignore"):
             off = np.abs(np.log(own) - np.log(stated))
         return float(np.max(np.where((own == 0) & (stated == 0), 0.0, off)))
 
     def is_unique(self, cover: Cover, negligible: float) -> bool:
-        """Whether the covering laws differ, in their units, by no more than is negligible, in any direction tried.
+        """Whether the covering distributions differ, in their units, by no more than is negligible, in any direction
+        tried.
 
-        Another law has mass at a state where this one has none, or else the two differ in every direction but few.
+        Another distribution has mass at a state where this one has none, or else the two differ in every direction but
+        few.
         """
         keep = np.flatnonzero(cover.units)
-        absent = (cover.law[keep] == 0).astype(np.float64)
-        rows = self._rows(cover.units, cover.covered, 2 * self.tolerance)  # so that the law found is well inside
+        absent = (cover.joint[keep] == 0).astype(np.float64)
+        rows = self._rows(
+            cover.units, cover.covered, 2 * self.tolerance
+        )  # so that the distribution found is well inside
         rest = np.zeros(rows[0].shape[1] - len(keep))
         total = csr_matrix(np.concatenate([np.full(len(keep), 1 / len(keep)), rest]))
         right = np.append(np.zeros(rows[1].shape[0]), 1.0)
@@ -433,11 +448,11 @@ class Cone:
         return bound
 
     def _largest_cover(self, units: Floats, live: Bools) -> tuple[Floats, Bools]:
-        """The law (not normalised) with the most contexts at their unit or above."""
+        """The distribution (not normalised) with the most contexts at their unit or above."""
         keep, contexts = np.flatnonzero(units), np.flatnonzero(live)
-        law, reached = np.zeros(self.num_states), np.zeros(self.num_contexts, dtype=bool)
+        joint, reached = np.zeros(self.num_states), np.zeros(self.num_contexts, dtype=bool)
         if not len(keep):
-            return law, reached
+            return joint, reached
         inequality, equality = self._rows(units, live, self.tolerance)
         count, none = len(contexts), csr_matrix((inequality.shape[0], len(contexts)))
         # One variable more a context: the least of its mass and its unit; their sum is maximised.
@@ -449,9 +464,9 @@ class Cone:
             np.zeros(count),
             [(0.0, None)] * len(keep) + [(0.0, _LARGEST)] * count + [(0.0, 1.0)] * count,
         )
-        law[keep] = np.maximum(found.x[: len(keep)], 0.0) * units[keep]
+        joint[keep] = np.maximum(found.x[: len(keep)], 0.0) * units[keep]
         reached[contexts] = found.x[len(keep) + count :] > 0.5
-        return law, reached
+        return joint, reached
 
     def _rows(self, units: Floats, live: Bools, tolerance: float) -> tuple[csr_matrix, csr_matrix]:
         """Inequalities of events and equations of contexts, over kept states and the masses of live contexts."""
@@ -484,11 +499,11 @@ class Cone:
         below = hstack([-parts, math.exp(-tolerance) * mass])
         return csr_matrix(vstack([above, below])), csr_matrix(equality)
 
-    def _events(self, law: Floats) -> Floats:
-        return np.asarray(sum(np.bincount(each, law, minlength=len(self.q)) for each in self.event))
+    def _events(self, joint: Floats) -> Floats:
+        return np.asarray(sum(np.bincount(each, joint, minlength=len(self.q)) for each in self.event))
 
-    def _contexts(self, law: Floats) -> Floats:
-        return np.asarray(sum(np.bincount(each, law, minlength=self.num_contexts) for each in self.context))
+    def _contexts(self, joint: Floats) -> Floats:
+        return np.asarray(sum(np.bincount(each, joint, minlength=self.num_contexts) for each in self.context))
 
 
 def _solve(cost: Floats, inequality: csr_matrix, equality: csr_matrix, right: Floats, bounds: object) -> OptimizeResult:
@@ -520,8 +535,8 @@ def _solve(cost: Floats, inequality: csr_matrix, equality: csr_matrix, right: Fl
 #
 # The joints are the r >= 0 with A r = 0, a row r(x_P, x_C) - q(x_P | x_C) r(x_C) for every entry of every table. Sums
 # of such r are such r, so one of them has mass wherever any has. Gauss-Jordan elimination leaves r_B = -R r_F over
-# few free states F, and the simplex method with Bland's rule finds laws that cover more states until a last programme
-# proves that no law covers any other. Nothing is rounded, so nothing is decided by a tolerance.
+# few free states F, and the simplex method with Bland's rule finds distributions that cover more states until a last
+# programme proves that no distribution covers any other. Nothing is rounded, so nothing is decided by a tolerance.
 #
 # A table is stated in floating point, and 0.1 is no binary fraction: an entry stands for the simplest fraction that
 # rounds to it, if that is far simpler than what a number at random would have, and the entries of a distribution sum
@@ -534,31 +549,31 @@ _EPS = float(np.finfo(np.float64).eps)
 
 
 @dataclass(frozen=True)
-class ExactLaws:
+class ExactJoints:
     """All joints of a family of fractions, in short.
 
     Args:
-        law: ``[S]``, with mass wherever a joint has any; sums to one, or is zero where there is no joint.
+        distribution: ``[S]``, with mass wherever a joint has any; sums to one, or is zero where there is no joint.
         dimension: of the set of joints: 0 where there is one, -1 where there is none.
     """
 
-    law: Floats
+    joint: Floats
     dimension: int
 
 
-def exact_laws(family: ConditionalFamily) -> ExactLaws | None:
+def exact_joints(family: ConditionalFamily) -> ExactJoints | None:
     """The joints of `family`, exactly; None if its tables are not of fractions, or of more than 64 states."""
     if family.num_states > MAX_STATES:
         return None
     rows: list[dict[int, Fraction]] = []
     dead = np.zeros(family.num_states, dtype=bool)
-    for law in family.conditionals:
-        tables = _fractions_of(law)
+    for conditional in family.conditionals:
+        tables = _fractions_of(conditional)
         if tables is None:
             return None
         sites = range(family.num_sites)
-        event, _ = line_numbers(family.shape, [site for site in sites if site not in law.sites])
-        context, _ = line_numbers(family.shape, [site for site in sites if site not in law.observed])
+        event, _ = line_numbers(family.shape, [site for site in sites if site not in conditional.sites])
+        context, _ = line_numbers(family.shape, [site for site in sites if site not in conditional.observed])
         for number, fraction in enumerate(tables):
             inside = np.flatnonzero(event == number)
             if not fraction:
@@ -570,26 +585,30 @@ def exact_laws(family: ConditionalFamily) -> ExactLaws | None:
             rows.append(row)
     live = np.flatnonzero(~dead)
     matrix = _reduced(rows, live)
-    law, covered = _cover(matrix, len(live))
+    joint, covered = _cover(matrix, len(live))
     whole = np.zeros(family.num_states)
-    whole[live] = law
+    whole[live] = joint
     if not covered.any():
-        return ExactLaws(whole, -1)
+        return ExactJoints(whole, -1)
     kept = np.flatnonzero(covered)
     place = {int(state): k for k, state in enumerate(kept)}
     inner = [{place[s]: v for s, v in row.items() if s in place} for row in matrix.values()]
     rank = len(_rref([row for row in inner if row], len(kept)))
-    return ExactLaws(whole, len(kept) - rank - 1)
+    return ExactJoints(whole, len(kept) - rank - 1)
 
 
-def _fractions_of(law: ConditionalLaw) -> list[Fraction] | None:
+def _fractions_of(conditional: StatedConditional) -> list[Fraction] | None:
     """The entries of a conditional's table, flattened, as the fractions that they stand for."""
-    num_targets = len(law.target)
-    axes = [*law.target, *(axis for axis in range(law.table.ndim) if axis not in law.target)]
-    values = law.table.permute(axes).reshape(math.prod(law.table.shape[axis] for axis in law.target), -1).numpy()
-    places = np.arange(law.table.numel()).reshape(law.table.shape).transpose(axes).reshape(values.shape)
+    num_targets = len(conditional.target)
+    axes = [*conditional.target, *(axis for axis in range(conditional.table.ndim) if axis not in conditional.target)]
+    values = (
+        conditional.table.permute(axes)
+        .reshape(math.prod(conditional.table.shape[axis] for axis in conditional.target), -1)
+        .numpy()
+    )
+    places = np.arange(conditional.table.numel()).reshape(conditional.table.shape).transpose(axes).reshape(values.shape)
     assert num_targets
-    out = [Fraction(0)] * law.table.numel()
+    out = [Fraction(0)] * conditional.table.numel()
     for column in range(values.shape[1]):
         entries = values[:, column].tolist()
         largest = max(range(len(entries)), key=entries.__getitem__)
@@ -650,7 +669,7 @@ def _rref(rows: list[dict[int, Fraction]], num_columns: int) -> dict[int, dict[i
 
 
 def _cover(matrix: dict[int, dict[int, Fraction]], num_states: int) -> tuple[Floats, Bools]:
-    """A law with mass wherever any has, and where that is.
+    """A distribution with mass wherever any has, and where that is.
 
     The dictionary of the simplex method: basic states b in terms of free ones, r_b = -Σ_f R_bf r_f, and the slack
     1 - Σ r, which bounds the programme. At r = 0 it is feasible.
@@ -659,8 +678,8 @@ def _cover(matrix: dict[int, dict[int, Fraction]], num_states: int) -> tuple[Flo
     basic = [*matrix, num_states]  # the slack comes last
     table = [[-row.get(f, Fraction(0)) for f in free] for row in matrix.values()]
     constant = [Fraction(0)] * len(matrix) + [Fraction(1)]
-    table.append([-(1 + sum(row[k] for row in table)) for k in range(len(free))])
-    law, covered = np.zeros(num_states), np.zeros(num_states, dtype=bool)
+    table.append([-sum((row[k] for row in table), Fraction(1)) for k in range(len(free))])
+    joint, covered = np.zeros(num_states), np.zeros(num_states, dtype=bool)
     while not covered.all():
         _maximise(table, constant, basic, free, [not covered[s] for s in range(num_states)] + [False])
         mass = {b: c for b, c in zip(basic, constant, strict=True) if b < num_states and c > 0}
@@ -668,10 +687,10 @@ def _cover(matrix: dict[int, dict[int, Fraction]], num_states: int) -> tuple[Flo
         if not new:
             break
         for state, value in mass.items():
-            law[state] += float(value)
+            joint[state] += float(value)
             covered[state] = True
-    total = law.sum()
-    return law / total if total else law, covered
+    total = joint.sum()
+    return joint / total if total else joint, covered
 
 
 def _maximise(

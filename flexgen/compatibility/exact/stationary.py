@@ -1,12 +1,14 @@
-"""The laws that Gibbs sampling converges to, scan by scan, without Monte Carlo.
+"""The distributions that Gibbs sampling converges to, scan by scan, without Monte Carlo.
 
 Where conditionals have a joint, every scan that updates all sites leaves it invariant. Where they have none, sampling
-still converges, to the *pseudo-Gibbs* law of its scan, and scans differ (Heckerman et al., Dependency Networks, JMLR
-2000). For two sites the random scan's law is the average of both orders' laws; for more it is not. For every law p
+still converges, to the *pseudo-Gibbs* distribution of its scan, and scans differ (Heckerman et al., Dependency
+Networks, JMLR 2000). For two sites the random scan's distribution is the average of both orders' distributions; for
+more it is not. For every distribution p
 
-    Σ_i E_p KL(p_i || π_i)  <=  Σ_i E_p KL(p_i || q_i),        π the random scan's law, q the conditionals
+    Σ_i E_p KL(p_i || π_i)  <=  Σ_i E_p KL(p_i || q_i),        π the random scan's distribution, q the conditionals
 
-(Takabatake & Akaho, arXiv 2604.01117): no unary loss of the random scan's law is worse than that of the conditionals.
+(Takabatake & Akaho, arXiv 2604.01117): no unary loss of the random scan's distribution is worse than that of the
+conditionals.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import overload
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import LinearOperator, gmres
+from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigs, gmres
 from torch import Tensor
 
 from flexgen.checks import kind_of, whole_number
@@ -33,30 +35,30 @@ __all__ = ["ScanDivergence", "closed_classes", "scan_divergence", "stationary"]
 
 _DENSE_ENTRIES = 1 << 16  # a class of up to 256 states is eliminated state by state, accurate in every entry
 _ELIMINATED_ENTRIES = 1 << 21  # of a class that nothing else solves: some seconds
-_ACCURATE = 1e-9  # errors of a law beyond which something better is looked for
+_ACCURATE = 1e-9  # errors of a distribution beyond which something better is looked for
 _SAME_NATS = 1e-12
 
 
 def stationary(
     tables: HasBlockTables, scan: Scan = "random", *, closed_class: int | None = None, tolerance: float = 1e-12
 ) -> Tensor:
-    """The stationary law of a scan, float64 ``[V_0, .., V_{N-1}]``.
+    """The stationary distribution of a scan, float64 ``[V_0, .., V_{N-1}]``.
 
     Args:
         tables: `fg.exact.ConditionalTables`, a `ConditionalFamily` or a `fg.exact.JointTable`; at most 2^16 states.
         scan: ``"random"``: each step updates a site (a family: the target of one of its conditionals) chosen evenly.
-            An order such as ``(0, 1, 2)`` or ``((0, 2), 1)``: the law at the end of a sweep that updates x_0, then x_1,
-            then x_2. A mixture ``{(0, 1, 2): 0.5, (2, 1, 0): 0.5}``: each sweep takes an order with its probability.
-            Sites of a `ConditionalFamily` with labels go by name too: ``("weather", "mood")``. Samplers' scans that
-            visit a site chosen evenly, or sites or blocks in a fixed order, are understood.
+            An order such as ``(0, 1, 2)`` or ``((0, 2), 1)``: the distribution at the end of a sweep that updates x_0,
+            then x_1, then x_2. A mixture ``{(0, 1, 2): 0.5, (2, 1, 0): 0.5}``: each sweep takes an order with its
+            probability. Sites of a `ConditionalFamily` with labels go by name too: ``("weather", "mood")``. Samplers'
+            scans that visit a site chosen evenly, or sites or blocks in a fixed order, are understood.
         closed_class: which of several closed classes (numbered as in `closed_classes`) the chain runs in.
         tolerance: the result is checked: the total variation of πK against π must not exceed it, nor that over
             1 - |λ_2|, which is about the error of π, its square root (1e-6).
 
     Raises:
-        FlexgenError: more than 2^16 states; a chain with several closed classes, each with its own law, where none was
-            chosen; a chain that mixes too slowly; a tolerance or a scan that is none; a random scan of a family with
-            two conditionals of one target.
+        FlexgenError: more than 2^16 states; a chain with several closed classes, each with its own distribution, where
+            none was chosen; a chain that mixes too slowly; a tolerance or a scan that is none; a random scan of a
+            family with two conditionals of one target.
 
     Classes of up to 256 states are eliminated state by state without subtractions (Grassmann, Taksar & Heyman 1985), so
     even tiny probabilities are accurate relative to their size. Larger ones are solved by GMRES on π(I - K) = 0; K is
@@ -72,22 +74,22 @@ def stationary(
         return eliminated(chain, members, tolerance)
     if isinstance(tables, JointTable):
         return _restricted(tables.p, members)  # every scan leaves it as it is
-    law, residual = krylov(chain, members, tolerance)
-    gap = spectral_gap(chain, members, law)
+    distribution, residual = krylov(chain, members, tolerance)
+    gap = spectral_gap(chain, members, distribution)
     error = max(residual, ROUNDING) / gap
     if residual <= tolerance and error <= _ACCURATE:
-        return law
+        return distribution
     joint = _joint(tables)
     if joint is not None:
         return _restricted(joint, members)
     if size * chain.num_states <= _ELIMINATED_ENTRIES:
         return eliminated(chain, members, max(tolerance, ROUNDING * size))
     if residual <= tolerance and error <= math.sqrt(tolerance):
-        return law
+        return distribution
     raise FlexgenError(
         "tables",
-        f"mix too slowly under this scan: 1 - |λ_2| is about {gap:.2g}, so the law is known to {error:.2g} in total "
-        f"variation, not to {math.sqrt(tolerance):.2g}",
+        f"mix too slowly under this scan: 1 - |λ_2| is about {gap:.2g}, so the distribution is known to {error:.2g} in "
+        f"total variation, not to {math.sqrt(tolerance):.2g}",
         "Raise the tolerance, or update sites that hang together as one block.",
     )
 
@@ -95,7 +97,7 @@ def stationary(
 def closed_classes(tables: HasBlockTables, scan: Scan = "random") -> Tensor:
     """The closed classes of a scan's chain, int64 ``[V_0, .., V_{N-1}]``: 0, 1, .., and -1 at transient states.
 
-    Each class has a stationary law of its own, and the chain ends up in one of them.
+    Each class has a stationary distribution of its own, and the chain ends up in one of them.
     """
     chain = ScanChain(tables, scan)
     return torch.from_numpy(chain.classes()).view(chain.shape)
@@ -103,13 +105,13 @@ def closed_classes(tables: HasBlockTables, scan: Scan = "random") -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class ScanDivergence:
-    """How far the laws of two scans lie apart.
+    """How far the distributions of two scans lie apart.
 
     Args:
         tv: total variation, 0 to 1: the largest difference that any event's probability makes.
-        kl: KL(first || second), nats; infinite where only the first law has mass.
+        kl: KL(first || second), nats; infinite where only the first distribution has mass.
         kl_reverse: KL(second || first), nats.
-        first, second: the laws, ``[V_0, .., V_{N-1}]``.
+        first, second: the distributions, ``[V_0, .., V_{N-1}]``.
     """
 
     tv: float
@@ -135,9 +137,10 @@ def scan_divergence(tables: GaussianConditionals, first: Scan, second: Scan) -> 
 def scan_divergence(
     tables: HasBlockTables | GaussianConditionals, first: Scan, second: Scan
 ) -> ScanDivergence | GaussianScanDivergence:
-    """Total variation and KL divergences between the stationary laws of two scans; arguments as in `stationary`.
+    """Total variation and KL divergences between the stationary distributions of two scans; arguments as in
+    `stationary`.
 
-    Of `GaussianConditionals`: KL divergences between the normal laws of two fixed orders.
+    Of `GaussianConditionals`: KL divergences between the normal distributions of two fixed orders.
     """
     if isinstance(tables, GaussianConditionals):
         return gaussian_scan_divergence(tables, first, second)
@@ -153,18 +156,19 @@ def _kl(p: Tensor, q: Tensor) -> float:
 
 
 def _restricted(joint: Tensor, members: np.ndarray) -> Tensor:
-    """An invariant law, given that the chain is in one closed class."""
+    """An invariant distribution, given that the chain is in one closed class."""
     inside = torch.zeros(joint.numel(), dtype=torch.bool)
     inside[torch.from_numpy(members)] = True
-    law = torch.where(inside.view(joint.shape), joint, 0.0)
-    return law / law.sum()
+    distribution = torch.where(inside.view(joint.shape), joint, 0.0)
+    return distribution / distribution.sum()
 
 
 def _joint(tables: HasBlockTables) -> Tensor | None:
     """The joint of complete conditionals, if they have one to rounding.
 
-    However slowly a chain mixes, relative errors of the entries of its kernel change its law by no more than 2 S times
-    as much (O'Cinneide 1993). So the law of conditionals that are compatible but for 1e-12 is their joint.
+    However slowly a chain mixes, relative errors of the entries of its kernel change its distribution by no more than 2
+    S times as much (O'Cinneide 1993). So the distribution of conditionals that are compatible but for 1e-12 is their
+    joint.
     """
     if not isinstance(tables, ConditionalTables | ConditionalFamily):
         return None
@@ -175,11 +179,11 @@ def _joint(tables: HasBlockTables) -> Tensor | None:
     return torch.from_numpy(found.joint).view(family.shape)
 
 
-# A scan's Markov chain on states, without its kernel: how it moves laws, which closed classes it has.
+# A scan's Markov chain on states, without its kernel: how it moves distributions, which closed classes it has.
 
 
 class ScanChain:
-    """A scan as a mixture of orders of blocks, and how it moves laws."""
+    """A scan as a mixture of orders of blocks, and how it moves distributions."""
 
     def __init__(self, tables: HasBlockTables, scan: Scan) -> None:
         if not hasattr(tables, "block_table"):
@@ -195,16 +199,16 @@ class ScanChain:
         if self.num_states > MAX_STATES:
             raise FlexgenError(
                 "tables",
-                f"have {self.num_states} states, but exact laws take at most {MAX_STATES} (2^16)",
+                f"have {self.num_states} states, but exact distributions take at most {MAX_STATES} (2^16)",
                 "Take blocks of fewer sites, or compare draws of different scans.",
             )
         self.orders = _orders(tables, scan)  # (weight, order)
 
-    def move(self, law: Tensor) -> Tensor:
-        """The law after one sweep (or one step of a random scan)."""
+    def move(self, distribution: Tensor) -> Tensor:
+        """The distribution after one sweep (or one step of a random scan)."""
         moved = torch.zeros((), dtype=torch.float64)
         for weight, order in self.orders:
-            moved = moved + weight * kernels.sweep(law, self.tables, order)
+            moved = moved + weight * kernels.sweep(distribution, self.tables, order)
         return moved
 
     def classes(self) -> np.ndarray:
@@ -243,7 +247,8 @@ class ScanChain:
             reason = f"site {still[0]} is never updated" if still else f"{starts[0]} never leads to {starts[1]}"
             raise FlexgenError(
                 "scan",
-                f"gives a reducible chain of {count} closed classes of states ({reason}), each with its own law",
+                f"gives a reducible chain of {count} closed classes of states ({reason}), "
+                "each with its own distribution",
                 f"Choose one by closed_class=0 to {count - 1}; closed_classes(tables, scan) shows them.",
             )
         chosen = whole_number("closed_class", 0 if closed_class is None else closed_class, 0)
@@ -269,75 +274,69 @@ def _orders(tables: HasBlockTables, scan: Scan) -> list[tuple[float, Order]]:
     return weighted_orders(scan, tables.blocks, num_sites, tables.names)
 
 
-# The law that a scan's chain leaves as it is: by elimination of states, or without a kernel by GMRES.
+# The distribution that a scan's chain leaves as it is: by elimination of states, or without a kernel by GMRES.
 
 ROUNDING = 1e-16  # of πK, in total variation
 _WARM_UP, _KRYLOV, _RESTARTS, _SMOOTHING, _ARNOLDI = 20, 80, 25, 20, 20
 
 
 def eliminated(chain: ScanChain, members: np.ndarray, tolerance: float) -> Tensor:
-    """The law of one closed class by elimination of its states."""
+    """The distribution of one closed class by elimination of its states."""
     inside = torch.from_numpy(members)
     points = torch.zeros(len(members), chain.num_states, dtype=torch.float64)
     points[torch.arange(len(members)), inside] = 1.0
     moved = chain.move(points.view(len(members), *chain.shape)).reshape(len(members), -1)  # contiguous as tables are
     rows = moved[:, inside]
-    law = torch.zeros(chain.num_states, dtype=torch.float64)
-    law[inside] = kernels.stationary(rows / rows.sum(-1, keepdim=True), tolerance=tolerance)
-    return law.view(chain.shape)
+    distribution = torch.zeros(chain.num_states, dtype=torch.float64)
+    distribution[inside] = kernels.stationary(rows / rows.sum(-1, keepdim=True), tolerance=tolerance)
+    return distribution.view(chain.shape)
 
 
 def krylov(chain: ScanChain, members: np.ndarray, tolerance: float) -> tuple[Tensor, float]:
     """π(I - K) = 0 with Σ π = 1, by restarted GMRES on the states of one closed class; and how far πK is from π."""
     start = torch.zeros(chain.num_states, dtype=torch.float64)
     start[torch.from_numpy(members)] = 1 / len(members)
-    law = start.view(chain.shape)
+    distribution = start.view(chain.shape)
     for _ in range(_WARM_UP):
-        law = chain.move(law)
+        distribution = chain.move(distribution)
 
     def moved(vector: Floats) -> Floats:
         return np.asarray(chain.move(torch.from_numpy(vector).view(chain.shape)).flatten())
 
-    def balance(vector: Floats) -> Floats:  # π - πK + (Σ π) law: singular no more, and solved by Σ π = 1
+    def balance(vector: Floats) -> Floats:  # π - πK + (Σ π) distribution: singular no more, and solved by Σ π = 1
         vector = vector.reshape(-1)
         return vector - moved(vector) + float(vector.sum()) * right
 
-    right = law.flatten().numpy()
+    right = distribution.flatten().numpy()
     operator = LinearOperator((chain.num_states,) * 2, matvec=balance, dtype=np.float64)
     solution, accuracy = right, 0.1 * tolerance / math.sqrt(chain.num_states)  # |v|_1 <= sqrt(S) |v|_2
     for _ in range(_RESTARTS):
         solution, _ = gmres(operator, right, x0=solution, rtol=0.0, atol=accuracy, restart=_KRYLOV, maxiter=1)
-        law = torch.from_numpy(solution).clamp_min(0.0).view(chain.shape)
-        for _ in range(_SMOOTHING):  # entries below the solver's accuracy come right by moving the law along
-            law = chain.move(law)
-        law = law / law.sum()
-        error = 0.5 * float((chain.move(law) - law).abs().sum())
+        distribution = torch.from_numpy(solution).clamp_min(0.0).view(chain.shape)
+        for _ in range(_SMOOTHING):  # entries below the solver's accuracy come right by moving the distribution along
+            distribution = chain.move(distribution)
+        distribution = distribution / distribution.sum()
+        error = 0.5 * float((chain.move(distribution) - distribution).abs().sum())
         if error <= tolerance:
             break
-        solution = law.flatten().numpy()
-    return law, error
+        solution = distribution.flatten().numpy()
+    return distribution, error
 
 
-def spectral_gap(chain: ScanChain, members: np.ndarray, law: Tensor) -> float:
-    """About 1 - |λ_2| of a closed class, by Arnoldi's method on differences of laws: slow modes come out first."""
+def spectral_gap(chain: ScanChain, members: np.ndarray, distribution: Tensor) -> float:
+    """About 1 - |λ_2| of a closed class, by Arnoldi's method on differences of distributions: slow modes come first."""
+    stationary_law = distribution.flatten().numpy()
+
+    def moved(vector: Floats) -> Floats:
+        out = np.asarray(chain.move(torch.from_numpy(vector.reshape(chain.shape).copy())).flatten())
+        return out - float(out.sum()) * stationary_law
+
     start = np.zeros(chain.num_states)
     start[members] = np.random.default_rng(0).standard_normal(len(members))
-    start -= float(start.sum()) * law.flatten().numpy()
-    basis = np.zeros((_ARNOLDI + 1, chain.num_states))
-    basis[0] = start / np.linalg.norm(start)
-    upper = np.zeros((_ARNOLDI + 1, _ARNOLDI))
-    size = _ARNOLDI
-    for k in range(_ARNOLDI):
-        moved = np.asarray(chain.move(torch.from_numpy(basis[k]).view(chain.shape)).flatten())
-        moved -= float(moved.sum()) * law.flatten().numpy()
-        for _ in range(2):  # once is not enough to rounding
-            share = basis[: k + 1] @ moved
-            upper[: k + 1, k] += share
-            moved -= share @ basis[: k + 1]
-        upper[k + 1, k] = np.linalg.norm(moved)
-        if upper[k + 1, k] < 1e-14:
-            size = k + 1
-            break
-        basis[k + 1] = moved / upper[k + 1, k]
-    slowest = float(np.linalg.eigvals(upper[:size, :size]).real.max())
+    operator = LinearOperator((chain.num_states,) * 2, matvec=moved, dtype=np.float64)
+    try:
+        values = eigs(operator, 1, which="LR", v0=moved(start), ncv=_ARNOLDI, tol=1e-2, return_eigenvectors=False)
+    except ArpackNoConvergence as error:
+        values = error.eigenvalues if len(error.eigenvalues) else np.ones(1)
+    slowest = float(values.real.max())
     return max(1 - slowest, ROUNDING)
