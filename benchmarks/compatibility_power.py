@@ -23,9 +23,9 @@ from matplotlib.figure import Figure
 from scipy import stats
 from torch import Tensor
 
-from flexgen.compatibility.samples import counted
-from flexgen.compatibility.samples.estimated import bootstrap_p_values
-from flexgen.compatibility.samples.scan_tests import energy_scan_test
+from flexgen.compatibility.samples import counts as counted
+from flexgen.compatibility.samples.counts import bootstrap_p_values
+from flexgen.compatibility.samples.scans import energy_scan_test
 from flexgen.exact import JointTable
 from flexgen.rng import stream
 from samplers import GibbsSampler, scans

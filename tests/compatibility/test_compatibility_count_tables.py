@@ -12,8 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from flexgen.compatibility.samples.estimated import bootstrap_test, wald_test
-from flexgen.compatibility.samples.fitted import refits_test
+from flexgen.compatibility.samples.counts import bootstrap_test, refits_test, wald_test
 from flexgen.errors import DataError, FlexgenError
 from flexgen.exact import ConditionalTables, JointTable
 from tests.compatibility.samples import GAPPED, JOINT, sample_counts

@@ -17,10 +17,8 @@ from torch import Tensor
 import flexgen as fg
 from flexgen.compatibility.networks.excess_risk import excess_pseudo_log_likelihood
 from flexgen.compatibility.networks.scores import score_asymmetry
-from flexgen.compatibility.samples.impact import statistic_change
-from flexgen.compatibility.samples.scan_classifier import classifier_scan_test
-from flexgen.compatibility.samples.scan_tests import energy_scan_test
-from flexgen.compatibility.samples.total_variation import block_variation
+from flexgen.compatibility.samples.impact import block_variation, statistic_change
+from flexgen.compatibility.samples.scans import classifier_scan_test, energy_scan_test
 from flexgen.errors import DataError, FlexgenError
 from flexgen.exact import ConditionalTables, JointTable
 from flexgen.rng import stream

@@ -13,9 +13,8 @@ from scipy import optimize, stats
 from torch import Tensor
 
 from flexgen.compatibility import rectangle_rank
-from flexgen.compatibility.samples import counted, fitted, rectangle_gaps
-from flexgen.compatibility.samples.estimated import bootstrap_p_values, bootstrap_test, wald_test
-from flexgen.compatibility.samples.fitted import refits_test
+from flexgen.compatibility.samples import counts as counted
+from flexgen.compatibility.samples.counts import bootstrap_p_values, bootstrap_test, refits_test, wald_test
 from flexgen.errors import DataError, FlexgenError
 from flexgen.exact import JointTable
 from flexgen.rng import stream
@@ -40,7 +39,7 @@ def rejection_rate(first: Tensor, second: Tensor, num_rows: int, replicates: int
 @pytest.mark.parametrize(("shape", "rank"), [((2, 2), 1), ((3, 3), 4), ((2, 3), 2), ((2, 2, 2), 5), ((3, 3, 3), 28)])
 def test_compatibility_equations_are_as_many_as_contrasts(shape: tuple[int, ...], rank: int) -> None:
     assert rectangle_rank(shape) == rank
-    contrasts = fitted._contrasts(shape)
+    contrasts = counted._contrasts(shape)
     assert contrasts.shape[0] == rank
     joint = JointTable.random(shape, generator=generator(1))
     logs = torch.stack([t.log() for t in joint.conditional_tables().tables])
@@ -54,7 +53,7 @@ def test_compatibility_wald_statistic_equals_the_quadratic_form(shape: tuple[int
     """Wald's statistic by its definition: contrasts of log counts, their covariance from 1 / counts."""
     joints = [JointTable.random(shape, generator=generator(seed)).p for seed in range(len(shape))]
     counts = sample_counts(joints, 200, 5, seed=3) + 0.5
-    contrasts = fitted._contrasts(shape)
+    contrasts = counted._contrasts(shape)
     gap = counts.log().flatten(1) @ contrasts.T  # [R, df]
     covariance = (contrasts / counts.flatten(1)[:, None]) @ contrasts.T
     expected = (gap * torch.linalg.solve(covariance, gap)).sum(-1)
@@ -77,12 +76,12 @@ def test_compatibility_likelihood_equals_a_general_optimiser(shape: tuple[int, .
 
     def loss(f: object) -> tuple[float, object]:
         joint = torch.tensor(f, dtype=torch.float64).view(1, *shape).requires_grad_()
-        value = -(counts * counted.conditionals(joint)).sum()
+        value = -(counts * counted.log_conditionals_of(joint)).sum()
         (gradient,) = torch.autograd.grad(value, joint)
         return float(value.detach()), gradient.flatten().numpy()
 
     best = optimize.minimize(loss, torch.zeros(math.prod(shape)).numpy(), jac=True, method="BFGS", tol=1e-9)
-    assert float(-(counts * counted.conditionals(found)).sum()) <= best.fun + 1e-6
+    assert float(-(counts * counted.log_conditionals_of(found)).sum()) <= best.fun + 1e-6
     ratio = float(counted.likelihood_ratio(counts, found))
     assert ratio > 0.1
     assert ratio == pytest.approx(float(counted.fit_wald(counts)[1]), rel=0.5)  # the same to first order
@@ -120,7 +119,7 @@ def test_compatibility_three_sites_have_their_size() -> None:
 def test_compatibility_wrong_test_that_forgets_one_sample_error_is_rejected() -> None:
     """Takes the second conditional as known: its own size, and with it this file's way of measuring, is far off."""
     counts = sample_counts([JOINT, JOINT], 1000, 2000, seed=0) + 0.5
-    contrasts = fitted._contrasts((3, 3))
+    contrasts = counted._contrasts((3, 3))
     gap = counts.log().flatten(1) @ contrasts.T
     known = counts.clone()
     known[:, 1] = math.inf
@@ -145,8 +144,8 @@ def test_compatibility_bootstrap_has_its_size_in_small_samples_and_more_power_th
 
 def test_compatibility_redraw_keeps_contexts_and_follows_the_law() -> None:
     counts = sample_counts([JOINT, GAPPED], 2000, 1, seed=0)
-    seen = counted.totals(counts).repeat(400, 1, 1, 1)
-    law = counted.conditionals(JOINT.log()[None]).expand_as(seen)
+    seen = counted.totals_of(counts).repeat(400, 1, 1, 1)
+    law = counted.log_conditionals_of(JOINT.log()[None]).expand_as(seen)
     new = counted.redraw(seen, law, generator=stream(0, "redraw"))
     for i in range(2):
         assert torch.equal(new[:, i].sum(i + 1), seen[:, i].select(i + 1, 0))
@@ -216,13 +215,13 @@ def test_compatibility_reach_of_large_tables_sees_every_rectangle(monkeypatch: p
     test = wald_test([first, second], margin=1.0)
     assert test.worst.values == ((0, 63), (0, 63))
     assert test.worst.gap == pytest.approx(-(2.8**2), abs=1e-3)
-    _, reach = rectangle_gaps.gaps_of_counts(torch.stack([first, second]), 0.05)
+    _, reach = counted.gaps_of_counts(torch.stack([first, second]), 0.05)
     assert reach > 2.8**2
     # Beside a corner of all cells, whatever is looked at at once.
     small = sample_counts([JOINT, GAPPED], 500, 1, seed=3)[0] + 0.5
-    whole = rectangle_gaps.gaps_of_counts(small, 0.05)
-    monkeypatch.setattr(rectangle_gaps, "_TOGETHER", 1)
-    assert rectangle_gaps.gaps_of_counts(small, 0.05) == whole
+    whole = counted.gaps_of_counts(small, 0.05)
+    monkeypatch.setattr(counted, "_TOGETHER", 1)
+    assert counted.gaps_of_counts(small, 0.05) == whole
 
 
 @pytest.mark.statistical

@@ -19,7 +19,7 @@ from flexgen.compatibility import (
     stationary_gaussian,
 )
 from flexgen.compatibility.repair import OrderEnsemble, random_scan
-from flexgen.compatibility.samples.units import cut
+from flexgen.compatibility.samples.scans import cut
 from flexgen.errors import DataError, FlexgenError
 from flexgen.tables.trainable import TrainableTable
 from tests.compatibility.worked_examples import PRESS, random_joint

@@ -14,8 +14,7 @@ from scipy import stats
 from torch import Tensor
 
 from flexgen.compatibility.networks.excess_risk import excess_pseudo_log_likelihood, pseudo_log_likelihood
-from flexgen.compatibility.samples.impact import statistic_change
-from flexgen.compatibility.samples.total_variation import block_variation
+from flexgen.compatibility.samples.impact import block_variation, statistic_change
 from flexgen.errors import DataError, FlexgenError
 from flexgen.exact import ConditionalTables, JointTable
 from flexgen.rng import stream

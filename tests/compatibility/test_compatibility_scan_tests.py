@@ -13,9 +13,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from flexgen.compatibility.samples.scan_classifier import classifier_scan_test
-from flexgen.compatibility.samples.scan_tests import energy_scan_test
-from flexgen.compatibility.samples.units import cut, features
+from flexgen.compatibility.samples.scans import classifier_scan_test, cut, energy_scan_test, features
 from flexgen.errors import DataError, FlexgenError
 from flexgen.exact import ConditionalTables, JointTable
 from flexgen.rng import stream

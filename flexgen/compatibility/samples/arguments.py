@@ -8,21 +8,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from numbers import Real
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from flexgen.checks import is_number, kind_of, renamed, whole_number
-from flexgen.compatibility.samples.units import Unit
 from flexgen.errors import DataError, FlexgenError
 from flexgen.rng import Randomness, Streams
 from flexgen.space import Space
 
 __all__ = [
-    "ChainDraws",
     "DrawsOfScans",
+    "Unit",
     "check_callable",
     "check_confidence",
     "check_generator",
@@ -44,6 +43,7 @@ class ChainDraws(Protocol):
 
 
 DrawsOfScans: TypeAlias = Mapping[str, Tensor | ChainDraws]
+Unit: TypeAlias = Literal["auto", "chain"] | int
 
 
 def check_significance(value: Any) -> None:
