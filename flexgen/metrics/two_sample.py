@@ -21,8 +21,8 @@ class TwoSampleResult:
 
     Args:
         auc: area under the ROC curve of held-out scores; 1/2 where the two sets cannot be told apart.
-        standard_error: of the area when the two laws are equal (Mann-Whitney).
-        p_value: one-sided, of an area this large when the two laws are equal.
+        standard_error: of the area when the two distributions are equal (Mann-Whitney).
+        p_value: one-sided, of an area this large when the two distributions are equal.
         num_rows: rows of each set.
     """
 
@@ -32,7 +32,7 @@ class TwoSampleResult:
     num_rows: tuple[int, int]
 
     def __str__(self) -> str:
-        return f"AUC {self.auc:.3f} (equal laws: 0.500 ± {self.standard_error:.3f}; p = {self.p_value:.2g})"
+        return f"AUC {self.auc:.3f} (equal distributions: 0.500 ± {self.standard_error:.3f}; p = {self.p_value:.2g})"
 
 
 def classifier_two_sample_test(
@@ -40,8 +40,8 @@ def classifier_two_sample_test(
 ) -> TwoSampleResult:
     """Cross-validated gradient-boosted trees, asked which set a row is from.
 
-    Within a fold, held-out scores of the two sets are exchangeable when the laws are equal, which gives the area its
-    Mann-Whitney law; the folds' areas are averaged. Rows must be independent: thin chains first.
+    Within a fold, held-out scores of the two sets are exchangeable when the distributions are equal, which gives the
+    area its Mann-Whitney distribution; the folds' areas are averaged. Rows must be independent: thin chains first.
 
     Args:
         first, second: rows with the same columns; text and categories are compared as codes.

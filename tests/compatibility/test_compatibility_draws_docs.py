@@ -23,7 +23,7 @@ def run_page(name: str, capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, A
         torch.manual_seed(0)
         for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
             exec(compile(block, name, "exec"), names)
-    shown = re.findall(r"```\n((?:one law|compatibility|total|pseudo).*?)```", text, re.DOTALL)
+    shown = re.findall(r"```\n((?:one distribution|compatibility|total|pseudo).*?)```", text, re.DOTALL)
     return names, capsys.readouterr().out, shown
 
 

@@ -126,7 +126,7 @@ def test_compatibility_laws_of_incompatible_scans_are_told_apart() -> None:
         ]
         assert result.p_value == pytest.approx(3 / 1000)  # all three, by Bonferroni
         text = str(result)
-        assert text.startswith("one law of all scans: refuted at significance 0.05 (p = 0.003, ")
+        assert text.startswith("one distribution of all scans: refuted at significance 0.05 (p = 0.003, ")
         assert "64 whole chains of each scan" in text
         assert json.loads(json.dumps(result.to_dict()))["verdict"] == "refuted"
 
@@ -180,7 +180,9 @@ def test_compatibility_chains_that_still_move_conclude_nothing() -> None:
     assert result.unsettled == ("moving",)
     assert result.verdict == "not measured"
     first, *others = str(result).splitlines()
-    assert first.startswith("one law of all scans: nothing is concluded (p = 0.001, energy distance; 32 whole chains")
+    assert first.startswith(
+        "one distribution of all scans: nothing is concluded (p = 0.001, energy distance; 32 whole chains"
+    )
     assert "refuted" not in str(result)
     assert "chains of moving had not converged" in others[-1]
 

@@ -168,10 +168,10 @@ def bootstrap_test(
 ) -> EstimatedTest:
     """Parametric bootstrap of the likelihood ratio: new samples are drawn from the closest joint's conditionals.
 
-    The statistic is twice the log-likelihood that free conditionals gain over those of the best joint. Its law is
-    simulated instead of taken to be chi-squared: `num_draws` times, every sample's values of x_i are drawn anew given
-    the rests that it saw, from the joint closest to the estimates. The model is MCARtest's bootstrap for marginals
-    (Berrett & Samworth 2023), with conditionals in their place.
+    The statistic is twice the log-likelihood that free conditionals gain over those of the best joint. Its distribution
+    is simulated instead of taken to be chi-squared: `num_draws` times, every sample's values of x_i are drawn anew
+    given the rests that it saw, from the joint closest to the estimates. The model is MCARtest's bootstrap for
+    marginals (Berrett & Samworth 2023), with conditionals in their place.
 
     Args:
         counts, labels, significance, margin, correction: as for `wald_test`.
@@ -179,7 +179,8 @@ def bootstrap_test(
         num_draws: how many; p-values are multiples of 1 / (num_draws + 1).
         project: the joint to draw from, a `JointTable` or ``[V_0, .., V_{N-1}]``, given the counted conditionals; for
             example ``lambda tables: closest_joint(tables, kind="I").joint``. Default: the joint of greatest likelihood,
-            which weighs each conditional law by how often it was seen. Categories that were never seen are not in it.
+            which weighs each conditional distribution by how often it was seen. Categories that were never seen are not
+            in it.
 
     Raises:
         DataError, FlexgenError: as `wald_test`; a projection that returns no positive joint.
@@ -190,10 +191,10 @@ def bootstrap_test(
     read = _checked_counts(counts, labels, significance, margin, correction)
     whole_number("num_draws", num_draws, 19)
     smoothed = read.tables + correction
-    law = None if project is None else _projected(project, smoothed).log()[None]
+    distribution = None if project is None else _projected(project, smoothed).log()[None]
     stream = rng.stream(source, "bootstrap")
     with _solvable(smoothed):
-        found = bootstrap_p_values(read.tables[None], law, stream, num_draws=num_draws, correction=correction)
+        found = bootstrap_p_values(read.tables[None], distribution, stream, num_draws=num_draws, correction=correction)
     statistic, p_value = (float(answer[0]) for answer in found)
     return _result(
         "parametric bootstrap of the likelihood ratio", read, smoothed, statistic, p_value, significance, margin
@@ -201,23 +202,23 @@ def bootstrap_test(
 
 
 def bootstrap_p_values(
-    counts: Tensor, law: Tensor | None, generator: torch.Generator, *, num_draws: int, correction: float = 0.5
+    counts: Tensor, distribution: Tensor | None, generator: torch.Generator, *, num_draws: int, correction: float = 0.5
 ) -> tuple[Tensor, Tensor]:
     """Statistics and p-values, ``[R]`` each, of many data sets ``[R, N, V_0, ..]``: to measure size and power.
 
     Args:
-        law: log joints ``[R, V_0, ..]`` to draw from; None: those of greatest likelihood.
+        distribution: log joints ``[R, V_0, ..]`` to draw from; None: those of greatest likelihood.
     """
     smoothed = counts + correction
     best = fit_likelihood(smoothed)
     observed = likelihood_ratio(smoothed, best)
-    log_conditionals = log_conditionals_of(best if law is None else law)
+    log_conditionals = log_conditionals_of(best if distribution is None else distribution)
     totals, drawn = totals_of(counts), []
     together = max(1, _DRAWN_ENTRIES // counts.numel())
     for start in range(0, num_draws, together):
         copies = min(together, num_draws - start)
-        laws, seen = (t.repeat(copies, *[1] * (t.ndim - 1)) for t in (log_conditionals, totals))
-        new = redraw(seen, laws, generator=generator) + correction
+        distributions, seen = (t.repeat(copies, *[1] * (t.ndim - 1)) for t in (log_conditionals, totals))
+        new = redraw(seen, distributions, generator=generator) + correction
         drawn.append(likelihood_ratio(new, fit_likelihood(new)).view(copies, -1))
     # Equal up to rounding counts as at least as large: small tables repeat themselves.
     as_large = torch.cat(drawn) >= observed - 1e-9 * observed.abs()
@@ -343,7 +344,7 @@ def fit_likelihood(counts: Tensor) -> Tensor:
 
     Maximises sum_i sum_x counts_i(x) log r(x_i | rest) over joints r, which is concave in log r: Newton's method from
     the weighted least squares, halving steps that overshoot. It is the Arnold-Gokhale projection of the counted
-    conditionals with the law given each rest weighed by how often that rest was seen.
+    conditionals with the distribution given each rest weighed by how often that rest was seen.
 
     Args:
         counts: positive.
@@ -739,15 +740,15 @@ def refits_test(estimates: Sequence[Tensor], refits: Tensor, *, significance: fl
         FlexgenError: a significance that is no probability.
     """
     check_significance(significance)
-    laws, others, roundoff = _checked(estimates, refits)
-    contrasts = _contrasts(laws.shape[1:])
+    distributions, others, roundoff = _checked(estimates, refits)
+    contrasts = _contrasts(distributions.shape[1:])
     if len(others) < 2 * len(contrasts):
         raise DataError(
             "refits", f"are {len(others)} for {len(contrasts)} equations", "Pass at least twice as many refits."
         )
     if len(others) > 1 and bool((others == others[0]).all()):
         raise DataError("refits", "are all alike", "Fit each to a resample of the rows, drawn with replacement.")
-    gap = contrasts @ laws.log().flatten()
+    gap = contrasts @ distributions.log().flatten()
     spread = torch.cov((others.log().flatten(1) @ contrasts.T).T)
     values, vectors = torch.linalg.eigh(spread.reshape(len(contrasts), -1))
     # What rounding of the tables, or of their logarithms, moves is not moved.
@@ -758,13 +759,13 @@ def refits_test(estimates: Sequence[Tensor], refits: Tensor, *, significance: fl
     statistic = float((along**2 / values[kept]).sum())
     still = (vectors[:, ~kept].T @ gap).abs()
     # A gap that no refit moves, and that is there, is no sampling error.
-    rigid = len(still) > 0 and float(still.max()) > max(1e-6, 16 * rounding * math.sqrt(laws.numel()))
+    rigid = len(still) > 0 and float(still.max()) > max(1e-6, 16 * rounding * math.sqrt(distributions.numel()))
     p_value = 0.0 if rigid else 1.0
     if rank and not rigid:
         ratio = statistic * (num_refits - rank) / (rank * (num_refits - 1))
         p_value = float(stats.f.sf(ratio, rank, num_refits - rank))
     verdict: Verdict = "refuted" if p_value < significance else "not refuted"
-    rows = (num_refits,) * len(laws)
+    rows = (num_refits,) * len(distributions)
     return EstimatedTest(
         "Hotelling test from refits", statistic, rank, p_value, significance, rows, None, None, verdict
     )
@@ -789,13 +790,13 @@ def _checked(estimates: Any, refits: Any) -> tuple[Tensor, Tensor, float]:
         raise DataError("estimates", f"hold {math.prod(shape)} probabilities", f"Test blocks of up to {_MAX_ENTRIES}.")
     kinds = {table.dtype for table in (*tables, others) if table.is_floating_point()}
     roundoff = max((torch.finfo(kind).eps for kind in kinds), default=torch.finfo(torch.float64).eps)
-    laws, others = torch.stack([t.to("cpu", torch.float64) for t in tables]), others.to("cpu", torch.float64)
-    for argument, values in (("estimates", laws), ("refits", others)):
+    distributions, others = torch.stack([t.to("cpu", torch.float64) for t in tables]), others.to("cpu", torch.float64)
+    for argument, values in (("estimates", distributions), ("refits", others)):
         wrong = ~((values > 0) & values.isfinite())
         if bool(wrong.any()):
             worst = float(values[wrong][0])
             raise DataError(argument, f"hold a probability of {worst:g}", "Log odds ratios need positive tables.")
-    return laws, others, roundoff
+    return distributions, others, roundoff
 
 
 def _contrasts(shape: Sequence[int]) -> Tensor:

@@ -1,4 +1,5 @@
-"""What an incompatibility does to what the user wants: the law of a block of sites, a statistic, the fit to data.
+"""What an incompatibility does to what the user wants: the distribution of a block of sites, a statistic, the fit to
+data.
 
 A diagnostic says that conditionals disagree; these say how much it matters. Draws come from chains that have converged,
 one set for each scan; all errors are those of independent units, see `units`.
@@ -107,8 +108,8 @@ class StatisticChange:
         confidence: of all intervals together.
         unit, num_units: what the errors rest on.
         margin: a change that the user holds negligible, if one was given.
-        verdict: "refuted": some interval excludes 0, the scans have no common law; "equivalent within margin": every
-            interval lies within the margin (also where it excludes 0); else "not refuted".
+        verdict: "refuted": some interval excludes 0, the scans have no common distribution; "equivalent within margin":
+            every interval lies within the margin (also where it excludes 0); else "not refuted".
     """
 
     name: str
@@ -157,7 +158,8 @@ def statistic_change(
             make chains of two scans alike, and the error of a change is that of independent ones.
         statistic: of draws ``[n, N]``. With `per_draw` it gives one number a draw, ``[n]``, whose mean is looked at: an
             indicator for a probability, a product for a moment. Without, it gives one number for all draws: a
-            correlation, a fitted slope; it should be smooth in the draws' law (the jackknife fails for a median).
+            correlation, a fitted slope; it should be smooth in the draws' distribution (the jackknife fails for a
+            median).
         name: of the statistic, for reading.
         unit: whole chains, or blocks; see docs/compatibility/draws.md.
         margin: a change that is negligible; adds the verdict "equivalent within margin".
@@ -263,7 +265,7 @@ def _jackknife(statistic: Callable[[Tensor], Tensor], scan: str, draws: Tensor) 
 
 @dataclass(frozen=True)
 class BlockTV:
-    """Total variation between two scans' laws of a block.
+    """Total variation between two scans' distributions of a block.
 
     Args:
         first, second: the scans.
@@ -272,8 +274,8 @@ class BlockTV:
         low, high: its interval, at the confidence of all pairs and blocks together (Bonferroni); within 0 to 1.
         plug_in: of the observed frequencies; too large, by sampling alone.
         num_states: of the block that were seen.
-        unclipped: debiased, as computed: where the laws are equal it is 0 on average, and below 0 half of the time.
-            Average this one, over blocks or over runs.
+        unclipped: debiased, as computed: where the distributions are equal it is 0 on average, and below 0 half of the
+            time. Average this one, over blocks or over runs.
     """
 
     first: str
@@ -307,7 +309,7 @@ class BlockVariation:
         unit, num_units: what the errors rest on.
         margin: a total variation that the user holds negligible, if one was given.
         verdict: "equivalent within margin": every interval ends below the margin; "refuted": some interval begins above
-            0, the scans have no common law; else "not refuted".
+            0, the scans have no common distribution; else "not refuted".
     """
 
     entries: tuple[BlockTV, ...]
@@ -344,14 +346,14 @@ def block_variation(
     margin: float | None = None,
     confidence: float = 0.95,
 ) -> BlockVariation:
-    """Total variation 1/2 sum |p - q| between scans' laws of blocks of categorical sites.
+    """Total variation 1/2 sum |p - q| between scans' distributions of blocks of categorical sites.
 
-    Observed frequencies differ also where laws agree, by about 1 / sqrt(n) a state. The value is extrapolated from the
-    whole sample and from random halves of its units to an infinite one, 1 / sqrt(n) being what is left out. The lower
-    end chooses the sign of each state's difference on one half of the units and measures with the other, which
-    underestimates; the upper end rests on the observed variation, which overestimates (Jensen). So the interval holds
-    whatever the number of states, and is wide where there are many and draws are few. An extrapolated value below 0, or
-    elsewhere outside its interval, is moved to the interval's nearer end; `unclipped` keeps it.
+    Observed frequencies differ also where distributions agree, by about 1 / sqrt(n) a state. The value is extrapolated
+    from the whole sample and from random halves of its units to an infinite one, 1 / sqrt(n) being what is left out.
+    The lower end chooses the sign of each state's difference on one half of the units and measures with the other,
+    which underestimates; the upper end rests on the observed variation, which overestimates (Jensen). So the interval
+    holds whatever the number of states, and is wide where there are many and draws are few. An extrapolated value below
+    0, or elsewhere outside its interval, is moved to the interval's nearer end; `unclipped` keeps it.
 
     Args:
         draws: name of a scan -> ``[chains, draws, N]``, integers, or what a sampler's run returned (anything with

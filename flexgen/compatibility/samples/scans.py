@@ -1,8 +1,9 @@
-"""Do chains of different scans have one law? Two-sample tests of their draws that respect autocorrelation.
+"""Do chains of different scans have one distribution? Two-sample tests of their draws that respect autocorrelation.
 
-Compatible conditionals have one joint, which every scan leaves invariant: chains that have converged then have one law,
-whatever the scan. Chains of incompatible conditionals (pseudo-Gibbs samplers) have a law for each scan (Heckerman et
-al. 2000). So different laws refute compatibility, provided that the chains have converged; equal ones do not prove it.
+Compatible conditionals have one joint, which every scan leaves invariant: chains that have converged then have one
+distribution, whatever the scan. Chains of incompatible conditionals (pseudo-Gibbs samplers) have a distribution for
+each scan (Heckerman et al. 2000). So different distributions refute compatibility, provided that the chains have
+converged; equal ones do not prove it.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class PairOfScans:
         first, second: their names.
         effect: see `ScanTest.effect_name`.
         standard_error: of the effect.
-        p_value: of an effect this large if the two laws are equal.
+        p_value: of an effect this large if the two distributions are equal.
     """
 
     first: str
@@ -76,18 +77,18 @@ class PairOfScans:
 
 @dataclass(frozen=True)
 class ScanTest:
-    """Whether draws of different scans have one law.
+    """Whether draws of different scans have one distribution.
 
     Args:
         method: the test's name.
-        effect_name: what is estimated for each pair of scans, and its value where the laws are equal.
+        effect_name: what is estimated for each pair of scans, and its value where the distributions are equal.
         pairs: every two scans.
         p_value: of all pairs together (Bonferroni).
         significance: of the verdict.
         unit: what was shuffled.
         num_units: units of each scan.
-        settled: for each scan the p-value of "first and second halves of its chains have one law", where units are
-            whole chains. A small one says that the chains had not converged. None: this test does not look at that.
+        settled: for each scan the p-value of "first and second halves of its chains have one distribution", where units
+            are whole chains. A small one says that the chains had not converged. None: this test does not look at that.
         verdict: "refuted" if `p_value` is at most the significance, else "not refuted"; "not measured" where a scan is
             unsettled, whatever the p-value.
     """
@@ -116,7 +117,7 @@ class ScanTest:
         if self.verdict == "not measured":
             verdict = "nothing is concluded"
         lines = [
-            f"one law of all scans: {verdict} (p = {self.p_value:.3g}, "
+            f"one distribution of all scans: {verdict} (p = {self.p_value:.3g}, "
             f"{self.method}; {self.num_units} {self.unit} of each scan)",
             f"  {self.effect_name} (± one standard error):",
         ]
@@ -148,10 +149,10 @@ def energy_scan_test(
 ) -> ScanTest:
     """Energy distance between the draws of every two scans, with whole chains (or blocks) shuffled between them.
 
-    The distance 2 E|X - Y| - E|X - X'| - E|Y - Y'| is zero iff the laws are equal (Székely & Rizzo 2013). X and X' are
-    taken from different units, so that autocorrelation does not bias it; it is reported as a share of 2 E|X - Y|, from
-    0 to 1. The p-value shuffles units between two scans. Since both give equally many, it is right in large samples
-    also where the scans mix at different speeds (Romano 1990), as those of compatible conditionals may.
+    The distance 2 E|X - Y| - E|X - X'| - E|Y - Y'| is zero iff the distributions are equal (Székely & Rizzo 2013). X
+    and X' are taken from different units, so that autocorrelation does not bias it; it is reported as a share of 2 E|X
+    - Y|, from 0 to 1. The p-value shuffles units between two scans. Since both give equally many, it is right in large
+    samples also where the scans mix at different speeds (Romano 1990), as those of compatible conditionals may.
 
     Args:
         draws: name of a scan -> ``[chains, draws, N]``, warm-up left out, or what a sampler's run returned (anything
@@ -163,7 +164,7 @@ def energy_scan_test(
         space: what the sites hold.
         num_permutations: p-values are multiples of 1 / (num_permutations + 1).
         max_draws: draws looked at, over all scans, evenly spaced in each unit: time and memory grow with their square.
-        significance: probability of refuting one law where there is one.
+        significance: probability of refuting one distribution where there is one.
 
     Raises:
         DataError: draws of other shapes, or with too few independent units.
@@ -193,7 +194,12 @@ def energy_scan_test(
             own = torch.split(blocks[k], 2 * num_units, dim=1)[k]
             settled[name] = _halves_p_value(own, num_permutations, source)
     return concluded(
-        "energy distance", "energy distance as a share, 0 where laws are equal", pairs, units, settled, significance
+        "energy distance",
+        "energy distance as a share, 0 where distributions are equal",
+        pairs,
+        units,
+        settled,
+        significance,
     )
 
 
@@ -399,8 +405,8 @@ def features(units: Units, space: Space | None = None) -> dict[str, Tensor]:
     """Draws as points whose Euclidean distance means something, float64 ``[U, L, F]`` of each scan.
 
     A category becomes indicators, scaled so that two different ones are at distance 1; numbers are divided by their
-    standard deviation over all scans. Euclidean distances of indicators see every joint law; counting the sites that
-    differ would see the one-site marginals only, since an expected count is a sum over sites.
+    standard deviation over all scans. Euclidean distances of indicators see every joint distribution; counting the
+    sites that differ would see the one-site marginals only, since an expected count is a sum over sites.
     """
     pooled = torch.cat([values.flatten(0, 1) for values in units.draws.values()])  # [n, N]
     columns = []
@@ -528,7 +534,8 @@ def classifier_scan_test(
     learned from the folds before it. The p-value shuffles whole units of the scored folds between the two scans, the
     trees being fixed. (Cross-validation, where every fold also teaches the others, makes the folds' areas depend on
     each other: with it this test refuted twice as often as it should.) The effect is the area under the ROC curve, 1/2
-    where the laws are equal; an area A means a total variation of at least 1 - sqrt(2 (1 - A)) between the laws.
+    where the distributions are equal; an area A means a total variation of at least 1 - sqrt(2 (1 - A)) between the
+    distributions.
 
     It sees differences of many sites at once that distances drown in noise, and costs more than `energy_scan_test`,
     whose arguments it shares. Whether the chains had converged it does not test.
@@ -552,7 +559,7 @@ def classifier_scan_test(
     for first, second in itertools.combinations(names, 2):
         result, error = _compare(units, first, second, space, num_folds, num_permutations, source)
         pairs.append(PairOfScans(first, second, result.auc, error, result.p_value))
-    effect_name = "area under the ROC curve, 1/2 where laws are equal"
+    effect_name = "area under the ROC curve, 1/2 where distributions are equal"
     return concluded("classifier", effect_name, pairs, units, None, significance)
 
 
@@ -565,7 +572,7 @@ def _compare(
     num_permutations: int,
     source: torch.Generator,
 ) -> tuple[TwoSampleResult, float]:
-    """The area and its p-value, and the area's error (not under equal laws, but as it is)."""
+    """The area and its p-value, and the area's error (not under equal distributions, but as it is)."""
     draws = torch.cat([units.draws[first], units.draws[second]])  # [2 U, L, N]
     half = len(draws) // 2
     label = torch.arange(2 * half) >= half
