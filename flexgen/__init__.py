@@ -9,6 +9,7 @@ from flexgen._lazy import lazily
 if TYPE_CHECKING:
     from flexgen import adapters as adapters
     from flexgen import compatibility as compatibility
+    from flexgen import energy as energy
     from flexgen import exact as exact
     from flexgen.conditional import CanSample as CanSample
     from flexgen.conditional import Conditional as Conditional
@@ -46,6 +47,7 @@ _SUBMODULES = frozenset(
     {
         "adapters",
         "compatibility",
+        "energy",
         "exact",
         "networks",
         "training",

@@ -25,7 +25,8 @@ def test_compatibility_results_print_a_sentence_not_their_tensors() -> None:
         check_tables(COIN): "incompatible: no joint; largest log-odds gap 0.693147 nats\n",
         closest_joint(COIN): "closest joint (I): ",
         scan_divergence(COIN, (0, 1), (1, 0)): "total variation 0.0833333; KL ",
-        scanned: f"law of the random scan over 2 x 2 states; under it its conditionals gain {scanned.gain():.6g} nats",
+        scanned: "distribution of the random scan over 2 x 2 states; under it its conditionals gain "
+        f"{scanned.gain():.6g} nats",
         stationary_gaussian(LEANS, (0, 1)): "normal distribution of 2 sites: means 0, 0; standard deviations ",
         stationary_gaussian(LEANS): "mixture of normal distributions of 2 sites: ",
         check_gaussian(LEANS): "incompatible: x0 depends on x1",

@@ -21,7 +21,7 @@ from flexgen.compatibility.repair import (
     distil,
     random_scan,
 )
-from flexgen.compatibility.repair.distillation import complete_laws
+from flexgen.compatibility.repair.distillation import complete_conditionals
 from flexgen.errors import DataError, FlexgenError, SpaceError, UnsupportedQueryError
 from flexgen.exact import ConditionalTables, Gaussian, JointTable
 from flexgen.query import Query
@@ -78,7 +78,7 @@ def test_compatibility_distilled_table_is_the_closest_joint() -> None:
         model.network.forward = lambda x: energies[x @ torch.tensor([9, 3, 1])]
         return TargetedPseudoLikelihood()(model, batch, torch.Generator()).sum() / 3
 
-    batch = {"x": states, "targets": complete_laws(SiteAnswers(tables), states)}
+    batch = {"x": states, "targets": complete_conditionals(SiteAnswers(tables), states)}
     optimum = -closest.joint.p.log().flatten()
     assert float(objective(optimum)) == pytest.approx(closest.objective, abs=1e-10)
     curvature = torch.linalg.eigvalsh(torch.autograd.functional.hessian(objective, optimum))
@@ -110,7 +110,7 @@ def test_compatibility_distilled_potts_network_has_no_gap() -> None:
     assert rectangles(model, x, rounding=Rounding(1e-14)).effect().uniform().value > 0.1
     assert rectangles(result.model, x, rounding=Rounding(1e-14)).effect().uniform().value < 1e-12
     untrained = TargetedPseudoLikelihood()
-    targets = complete_laws(SiteAnswers(model), x)
+    targets = complete_conditionals(SiteAnswers(model), x)
     fresh = EnergyModel(model.space).double()
     before = untrained(fresh, {"x": x, "targets": targets}, torch.Generator()).mean()
     assert result.kl < 0.5 * float(before.detach())
@@ -120,7 +120,7 @@ def test_compatibility_targets_are_the_networks_conditionals_and_sites_are_drawn
     joint = JointTable.random((2, 3, 4), generator=torch.Generator().manual_seed(4))
     x = joint.space.states()
     answers = SiteAnswers(joint)
-    targets = complete_laws(answers, x)
+    targets = complete_conditionals(answers, x)
     assert answers.cost.forwards == 12 + 8 + 6
     for site, table in enumerate(joint.conditional_tables().tables):
         lines = table.movedim(site, -1).log()

@@ -14,7 +14,7 @@ from flexgen import rng
 from flexgen.compatibility import circulation, rectangles
 from flexgen.compatibility.networks.rounding import Rounding
 from flexgen.compatibility.repair import ConsistencyPenalty, Penalised
-from flexgen.compatibility.repair.gaps import Places, rectangle_gaps
+from flexgen.compatibility.repair.penalty import Places, rectangle_gaps
 from flexgen.conditional import CategoricalMarginals, MarginalConditional
 from flexgen.errors import DataError, FlexgenError, SpaceError, UnsupportedQueryError
 from flexgen.exact import JointTable

@@ -7,13 +7,13 @@ from flexgen._lazy import lazily
 # Public name -> module that holds it. Loaded on first use.
 _MODULE_OF: dict[str, str] = {
     "ConsistencyPenalty": "flexgen.compatibility.repair.penalty",
-    "EnergyModel": "flexgen.compatibility.repair.energy",
-    "FiniteJoint": "flexgen.compatibility.repair.finite_joint",
-    "OrderEnsemble": "flexgen.compatibility.repair.orders",
+    "EnergyModel": "flexgen.energy.joints",
+    "FiniteJoint": "flexgen.energy.joints",
+    "OrderEnsemble": "flexgen.energy.orders",
     "Penalised": "flexgen.compatibility.repair.penalty",
-    "PottsNetwork": "flexgen.compatibility.repair.energy",
+    "PottsNetwork": "flexgen.energy.joints",
     "RandomScan": "flexgen.compatibility.repair.scan_gain",
-    "TableEnergy": "flexgen.compatibility.repair.energy",
+    "TableEnergy": "flexgen.energy.joints",
     "TargetedPseudoLikelihood": "flexgen.compatibility.repair.distillation",
     "distil": "flexgen.compatibility.repair.distillation",
     "random_scan": "flexgen.compatibility.repair.scan_gain",

@@ -6,8 +6,8 @@ Network-targeted pseudo-likelihood minimises
 
 with the network's q_i as targets, not the data: no sampling, no normalising constant, and N questions to the network a
 row, asked once. Over all states alike, of sites with equally many categories, and with a free energy for every state,
-the minimiser is the closest joint by kind "AG" (Arnold & Gokhale 1998); over rows of a law it weighs contexts by that
-law. Source of the criterion with data as targets: Besag (1975).
+the minimiser is the closest joint by kind "AG" (Arnold & Gokhale 1998); over rows of a distribution it weighs contexts
+by that distribution. Source of the criterion with data as targets: Besag (1975).
 """
 
 from __future__ import annotations
@@ -22,15 +22,14 @@ from flexgen import rng
 from flexgen.checks import whole_number
 from flexgen.compatibility.networks.effects import Cost
 from flexgen.compatibility.networks.sites import Requests, SiteAnswers, present_in
-from flexgen.compatibility.repair.energy import EnergyModel
-from flexgen.compatibility.repair.finite_joint import FiniteJoint
 from flexgen.conditional import Conditional
+from flexgen.energy.joints import EnergyModel, FiniteJoint
 from flexgen.errors import DataError
 from flexgen.rng import Randomness
 from flexgen.training import TensorData, TrainingResult, TrainingSettings, train
 from flexgen.training.batches import Batch
 
-__all__ = ["Distilled", "TargetedPseudoLikelihood", "complete_laws", "distil"]
+__all__ = ["TargetedPseudoLikelihood", "complete_conditionals", "distil"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +61,8 @@ class TargetedPseudoLikelihood:
     Args:
         num_sites: random sites a row and step, without replacement, scaled up to all of them without bias; None: all.
 
-    A batch maps ``"x"`` to ``[B, N]`` and ``"targets"`` to the network's log q_i, ``[B, N, K]``, see `complete_laws`.
+    A batch maps ``"x"`` to ``[B, N]`` and ``"targets"`` to the network's log q_i, ``[B, N, K]``, see
+    `complete_conditionals`.
     """
 
     def __init__(self, num_sites: int | None = None) -> None:
@@ -151,7 +151,7 @@ def _mean_kl(model: EnergyModel, data: TensorData) -> float:
     return total / len(data)
 
 
-def complete_laws(answers: SiteAnswers, x: Tensor) -> Tensor:
+def complete_conditionals(answers: SiteAnswers, x: Tensor) -> Tensor:
     """log q(x_i = v | rest of the row) of every site and value, float64 ``[R, N, K]``; -inf beyond a site's categories.
 
     Each distinct context is asked for once.
@@ -173,4 +173,4 @@ def complete_laws(answers: SiteAnswers, x: Tensor) -> Tensor:
 
 
 def _with_targets(answers: SiteAnswers, x: Tensor) -> TensorData:
-    return TensorData({"x": x, "targets": complete_laws(answers, x)})
+    return TensorData({"x": x, "targets": complete_conditionals(answers, x)})

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from flexgen import rng
 from flexgen.checks import kind_of, whole_number
-from flexgen.compatibility.repair.finite_joint import FiniteJoint
 from flexgen.conditional import CanSample, Conditional, HasLogProb, HasMarginals
+from flexgen.energy.joints import FiniteJoint
 from flexgen.errors import FlexgenError, UnsupportedQueryError
 from flexgen.query import Query
 from flexgen.rng import Randomness
