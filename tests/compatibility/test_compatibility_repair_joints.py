@@ -277,7 +277,7 @@ def test_compatibility_random_scan_of_a_joint_changes_nothing() -> None:
     repaired = random_scan(joint.conditional_tables())
     torch.testing.assert_close(repaired.joint.p, joint.p)
     assert float(repaired.gains.max()) < 1e-10
-    with pytest.raises(FlexgenError, match="law: has shape"):
+    with pytest.raises(FlexgenError, match="distribution: has shape"):
         repaired.gain(torch.ones(3))
 
 

@@ -30,12 +30,13 @@ class ExcessRisk:
     Args:
         network, joint: mean pseudo-log-likelihoods, nats a row.
         gain: of the joint over the network; a lower bound, up to its error, on the network's excess risk
-            sum_i KL(p_i || q_i) under the distribution of the data, since the joint's own excess risk is not negative. That
-            holds of any model in the joint's place.
+            sum_i KL(p_i || q_i) under the distribution of the data, since the joint's own excess risk is not negative.
+            That holds of any model in the joint's place.
         standard_error: over rows.
         low, high: interval of the gain.
         confidence: of the interval.
-        certificate: the I-certificate, nats: under no distribution is the network's excess risk smaller. None if not given.
+        certificate: the I-certificate, nats: under no distribution is the network's excess risk smaller. None if not
+            given.
         num_rows: rows, each one observation.
         names: what the text calls the two: the second is "joint" where it is known to be one, else "other model".
     """
@@ -63,7 +64,8 @@ class ExcessRisk:
         ]
         if self.certificate is not None:
             lines.append(
-                f"  incompatibility alone costs the network at least {self.certificate:.4f}, whatever the data's distribution"
+                f"  incompatibility alone costs the network at least {self.certificate:.4f}, "
+                "whatever the data's distribution"
             )
         return "\n".join(lines)
 
@@ -83,19 +85,19 @@ def excess_pseudo_log_likelihood(
 ) -> ExcessRisk:
     """Pseudo-log-likelihood sum_i log p(x_i | rest) of held-out rows: what a joint gains over a network.
 
-    Set beside the I-certificate, min over distributions r of sum_i KL(r || r_{-i} q_i), which `closest_joint` gives for tables:
-    the certificate holds for any data, the gain for these. Both bound the network's excess risk from below. A joint
-    that gains nothing repairs compatibility for free; one that loses pays for it.
+    Set beside the I-certificate, min over distributions r of sum_i KL(r || r_{-i} q_i), which `closest_joint` gives for
+    tables: the certificate holds for any data, the gain for these. Both bound the network's excess risk from below. A
+    joint that gains nothing repairs compatibility for free; one that loses pays for it.
 
     Args:
         network: the incompatible conditionals.
-        joint: what is set against it. A model with a joint: the closest one, a distilled one, the distribution of the random
-            scan; or another model, such as the network after a repair. The text calls it a joint only where it is known
-            to be one.
+        joint: what is set against it. A model with a joint: the closest one, a distilled one, the distribution of the
+            random scan; or another model, such as the network after a repair. The text calls it a joint only where it
+            is known to be one.
         x: ``[B, N]``, rows that neither was fitted to.
         certificate: in nats, if known.
-        weights: ``[B]``, probabilities of the rows where they are all states of a known distribution: the gain is then exact,
-            and its error 0.
+        weights: ``[B]``, probabilities of the rows where they are all states of a known distribution: the gain is then
+            exact, and its error 0.
         confidence: of the interval, which is Student's over rows.
         batch_size: rows evaluated at once.
 
