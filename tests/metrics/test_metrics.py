@@ -48,7 +48,7 @@ def test_two_sample_test_has_its_size_and_power():
     for seed in range(40):
         result = classifier_two_sample_test(*frames(rng, 60, 0.0), seed=seed)
         z.append((result.auc - 0.5) / result.standard_error)
-    assert stats.kstest(z, "norm").pvalue > ALARM  # equal laws
+    assert stats.kstest(z, "norm").pvalue > ALARM  # equal distributions
     far = classifier_two_sample_test(*frames(rng, 400, 1.0))
     assert far.p_value < ALARM
     assert "AUC 0." in str(far)
@@ -68,3 +68,39 @@ def test_two_sample_test_refuses_what_it_cannot_compare():
         classifier_two_sample_test(frame, frame.rename(columns={"a": "b"}))
     with pytest.raises(DataError, match="first: and second have 20 and 3 rows"):
         classifier_two_sample_test(frame, frame[:3])
+
+
+def clustered(rng, num_groups, rows, shift=0.0):
+    """Rows that resemble the others of their group: the group's level and a little noise."""
+    level = rng.normal(size=num_groups) + shift
+    frame = pd.DataFrame({"a": np.repeat(level, rows) + 0.1 * rng.normal(size=num_groups * rows)})
+    return frame, np.arange(num_groups).repeat(rows)
+
+
+@pytest.mark.statistical
+def test_two_sample_test_of_groups_has_its_size_where_rows_alone_do_not():
+    """40 pairs of one distribution, 12 groups of 10 rows each: p-values of groups are uniform at least, those of rows
+    are all but zero (the wrong test, which takes rows for independent)."""
+    rng = np.random.default_rng(0)
+    of_groups, of_rows = [], []
+    for seed in range(40):
+        (first, one), (second, two) = clustered(rng, 12, 10), clustered(rng, 12, 10)
+        options = {"num_folds": 2, "seed": seed}
+        of_groups.append(classifier_two_sample_test(first, second, groups=(one, two), **options).p_value)
+        of_rows.append(classifier_two_sample_test(first, second, **options).p_value)
+    rejected = sum(p <= 0.05 for p in of_groups)
+    assert stats.binom.sf(rejected - 1, 40, 0.05) > ALARM
+    assert stats.binom.sf(sum(p <= 0.05 for p in of_rows) - 1, 40, 0.05) < ALARM
+    (first, one), (second, two) = clustered(rng, 60, 5), clustered(rng, 60, 5, shift=3.0)
+    far = classifier_two_sample_test(first, second, groups=(one, two), num_folds=2)
+    assert far.p_value == 1 / 1000
+    assert far.spread is not None
+    assert far.auc > 0.8
+
+
+def test_two_sample_test_refuses_groups_that_are_none():
+    frame = pd.DataFrame({"a": range(20)})
+    with pytest.raises(DataError, match=r"groups: of first are 3\. Name the group of each of 20 rows"):
+        classifier_two_sample_test(frame, frame, groups=([0, 1, 2], range(20)))
+    with pytest.raises(DataError, match=r"groups: of second are 2\. Pass 10 or more"):
+        classifier_two_sample_test(frame, frame, groups=(range(20), [0, 1] * 10))

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+import einops
 import numpy as np
 import torch
 from scipy import stats
-from sklearn.ensemble import HistGradientBoostingClassifier
 from torch import Tensor
 
 from flexgen import rng
@@ -31,7 +31,7 @@ from flexgen.compatibility.samples.arguments import (
     checked_unit,
 )
 from flexgen.errors import DataError, FlexgenError
-from flexgen.metrics import TwoSampleResult
+from flexgen.metrics.two_sample import TwoSampleResult, compare_groups
 from flexgen.rng import Randomness
 from flexgen.space import Space
 
@@ -529,13 +529,9 @@ def classifier_scan_test(
 ) -> ScanTest:
     """Gradient-boosted trees asked which of two scans a draw is from (Lopez-Paz & Oquab 2017), chains kept whole.
 
-    `flexgen.metrics.classifier_two_sample_test` needs independent rows: with chains in it, trees would learn to know a
-    chain by its neighbouring draws. Here a fold holds whole units, and each fold but the first is scored by trees that
-    learned from the folds before it. The p-value shuffles whole units of the scored folds between the two scans, the
-    trees being fixed. (Cross-validation, where every fold also teaches the others, makes the folds' areas depend on
-    each other: with it this test refuted twice as often as it should.) The effect is the area under the ROC curve, 1/2
-    where the distributions are equal; an area A means a total variation of at least 1 - sqrt(2 (1 - A)) between the
-    distributions.
+    `flexgen.metrics.classifier_two_sample_test` with units as its groups: folds hold whole units, and whole units are
+    shuffled. The effect is the area under the ROC curve, 1/2 where the distributions are equal; an area A means a total
+    variation of at least 1 - sqrt(2 (1 - A)) between the distributions.
 
     It sees differences of many sites at once that distances drown in noise, and costs more than `energy_scan_test`,
     whose arguments it shares. Whether the chains had converged it does not test.
@@ -557,8 +553,9 @@ def classifier_scan_test(
     source = rng.stream(rng.seed_from(generator), "classifier")
     pairs = []
     for first, second in itertools.combinations(names, 2):
-        result, error = _compare(units, first, second, space, num_folds, num_permutations, source)
-        pairs.append(PairOfScans(first, second, result.auc, error, result.p_value))
+        result = _compare(units, first, second, space, num_folds, num_permutations, source)
+        assert result.spread is not None
+        pairs.append(PairOfScans(first, second, result.auc, result.spread, result.p_value))
     effect_name = "area under the ROC curve, 1/2 where distributions are equal"
     return concluded("classifier", effect_name, pairs, units, None, significance)
 
@@ -571,35 +568,13 @@ def _compare(
     num_folds: int,
     num_permutations: int,
     source: torch.Generator,
-) -> tuple[TwoSampleResult, float]:
-    """The area and its p-value, and the area's error (not under equal distributions, but as it is)."""
+) -> TwoSampleResult:
     draws = torch.cat([units.draws[first], units.draws[second]])  # [2 U, L, N]
     half = len(draws) // 2
-    label = torch.arange(2 * half) >= half
-    fold = torch.cat([rng.permutation(1, half, generator=source)[0] % num_folds for _ in range(2)])
     codes, categorical = _columns(draws, space)
-    seed = int(rng.integers(1 << 31, (1,), generator=source))
-    areas, shuffled, variances = [], [], []
-    for k in range(1, num_folds):
-        train, test = (fold < k).nonzero()[:, 0], (fold == k).nonzero()[:, 0]
-        trees = HistGradientBoostingClassifier(
-            categorical_features=categorical, max_iter=100, early_stopping=False, random_state=seed
-        )
-        x, y = codes[train].flatten(0, 1).numpy(), label[train].repeat_interleave(draws.shape[1]).numpy()
-        trees.fit(x, y)
-        score = torch.from_numpy(trees.predict_proba(codes[test].flatten(0, 1).numpy())[:, 1])
-        wins = _wins(score.view(len(test), -1))
-        truth = label[test]
-        orders = rng.permutation(num_permutations, len(test), generator=source)
-        area, variance = _area(wins, truth)
-        areas.append(area)
-        variances.append(variance)
-        shuffled.append(_areas(wins, truth[orders]))
-    auc = torch.stack(areas).mean()
-    null = torch.stack(shuffled).mean(0)
-    p = share_as_large(auc[None], null)
-    error = float(torch.stack(variances).sum().sqrt()) / (num_folds - 1)
-    return TwoSampleResult(float(auc), float(null.std()), p, (half, half)), error
+    group = np.arange(2 * half).repeat(draws.shape[1])
+    x = einops.rearrange(codes, "unit draw site -> (unit draw) site").numpy()
+    return compare_groups(x, group, (half, half), categorical, num_folds, num_permutations, source)
 
 
 def _columns(draws: Tensor, space: Space | None) -> tuple[Tensor, list[bool]]:
@@ -613,29 +588,3 @@ def _columns(draws: Tensor, space: Space | None) -> tuple[Tensor, list[bool]]:
         categorical.append(bool(is_category and len(values) <= _MAX_CATEGORIES))
         columns.append(codes.to(torch.float64) if categorical[-1] else column)
     return torch.stack(columns, -1), categorical
-
-
-def _wins(score: Tensor) -> Tensor:
-    """How often a draw of unit u scores above one of unit v, ties counted half: ``[U, U]`` from ``[U, L]``."""
-    num_units, length = score.shape
-    flat = score.flatten().numpy()
-    out = np.zeros((num_units, num_units))
-    for v in range(num_units):
-        ordered = np.sort(score[v].numpy())
-        below = np.searchsorted(ordered, flat, "left") + np.searchsorted(ordered, flat, "right")
-        out[:, v] = below.reshape(num_units, length).mean(1) / (2 * length)
-    return torch.from_numpy(out)
-
-
-def _areas(wins: Tensor, labels: Tensor) -> Tensor:
-    """The area for each labelling, ``[P]`` from bool ``[P, U]``."""
-    second = labels.to(torch.float64)
-    first = 1 - second
-    return ((second @ wins) * first).sum(1) / (second.sum(1) * first.sum(1))
-
-
-def _area(wins: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """The area and its variance by the spread of the units' own areas (DeLong, clustered: Obuchowski 1997)."""
-    between = wins[label][:, ~label]
-    rows, columns = between.mean(1), between.mean(0)
-    return between.mean(), rows.var() / len(rows) + columns.var() / len(columns)
