@@ -24,6 +24,7 @@ from flexgen.cli.compose import build
 from flexgen.cli.files import read_source, require_free_folder, write_table
 from flexgen.cli.parameters import read, table_settings
 from flexgen.data.one_hot import OneHot
+from flexgen.laws import MaskLaw
 from flexgen.metrics import ImputationError, classifier_two_sample_test
 from flexgen.plots import compare_rows, rank_correlation
 from flexgen.query import Query
@@ -67,7 +68,7 @@ class Parameters:
 def run(config: DictConfig) -> None:
     """Config: configs/demo.yaml."""
     chosen, sampler = read(Parameters, config), read(Sampler, config.sampler, at="sampler.")
-    settings, law = table_settings(config), build(config.law, at="law")
+    settings, law = table_settings(config), build(config.law, at="law", kind=MaskLaw)
     output = require_free_folder(chosen.output, argument="output", overwrite=chosen.overwrite)
     name, df = str(chosen.data.get("name") or chosen.data.get("path")), read_source(config.data)
     train, test = _split(df, chosen.test_share, chosen.seed)

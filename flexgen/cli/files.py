@@ -109,7 +109,9 @@ def read_source(config: DictConfig) -> pd.DataFrame:
     """The table of the group ``data``: a file, checked first, or one of a name."""
     if "path" in config:
         require_file(convert(config.path, Path, "data.path"), argument="data.path")
-    table: pd.DataFrame = build(config, at="data")
+    import pandas as pd
+
+    table: pd.DataFrame = build(config, at="data", kind=pd.DataFrame)
     return table
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flexgen.errors import ConfigError
 
-__all__ = ["config_dir", "describe", "groups", "options"]
+__all__ = ["config_dir", "describe", "group_names", "groups", "options", "user_dir"]
 
 
 def config_dir() -> Path:
@@ -20,9 +20,45 @@ def config_dir() -> Path:
     raise ConfigError("configs", f"are neither in {package} nor beside it", "Reinstall flexgen-samplers.")
 
 
-def options(group: str) -> list[str]:
-    """The choices of a config group."""
-    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+def user_dir(text: str) -> Path:
+    """The folder of ``--config-dir``: options of the user's own, in a folder for each group.
+
+    Raises:
+        ConfigError: no folder, one that cannot be read, one without a group, or a command's own file in it.
+    """
+    where, fix = f"{text!r}", f"Name a folder with a folder for a group in it: {', '.join(group_names())}."
+    try:
+        if not text or "\0" in text or not (folder := Path(text).expanduser().absolute()).is_dir():
+            raise ConfigError("--config-dir", f"{where} is no folder", fix)
+        inside = sorted(path.name for path in folder.iterdir())
+        for name in inside:
+            if name.endswith(".yaml") and (config_dir() / name).is_file():
+                problem = f"{where} holds {name}, the file of a command"
+                raise ConfigError("--config-dir", problem, "Only groups have options: move it into the folder of one.")
+        found = [name for name in group_names() if name in inside and any((folder / name).glob("*.yaml"))]
+        if not found:
+            raise ConfigError("--config-dir", f"{where} holds no option of a group", fix)
+        for path in (path for group in found for path in sorted((folder / group).glob("*.yaml"))):
+            if not re.fullmatch(r"\w[\w-]*", path.stem):
+                problem = f"{str(path)!r} is no name of an option"
+                raise ConfigError("--config-dir", problem, "Use letters, digits, - and _.")
+            path.read_text(encoding="utf-8")
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError("--config-dir", f"{where} cannot be read: {reason}", fix) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError("--config-dir", f"{str(path)!r} is no UTF-8", "Save it as UTF-8.") from error
+    return folder
+
+
+def group_names() -> list[str]:
+    """The groups of all commands."""
+    return sorted(path.name for path in config_dir().iterdir() if path.is_dir())
+
+
+def options(group: str, own: Path | None = None) -> list[str]:
+    """The choices of a config group, with those in the folder `own` of the user's."""
+    return sorted({path.stem for folder in _folders(own) for path in (folder / group).glob("*.yaml")})
 
 
 def groups(command: str) -> dict[str, str]:
@@ -31,10 +67,13 @@ def groups(command: str) -> dict[str, str]:
     return dict(re.findall(r"^  - (?:optional )?(\w+): ([\w-]+)", text, flags=re.MULTILINE))
 
 
-def describe(command: str) -> str:
-    """What a command does, its keys and its groups."""
+def describe(command: str, own: Path | None = None) -> str:
+    """What a command does, its keys and its groups, with the options in the folder `own` of the user's."""
     lines = (config_dir() / f"{command}.yaml").read_text(encoding="utf-8").splitlines()
-    parts = [f"usage: flexgen {command} [key=value ...] [--config] [--help] [--traceback]", _opening(lines)]
+    parts = [
+        f"usage: flexgen {command} [key=value ...] [--config-dir DIR] [--config] [--help] [--traceback]",
+        _opening(lines),
+    ]
     keys = [found.groups("") for line in lines if (found := re.match(r"(\w+): +(\S.*?)(?: *# (.*))?$", line))]
     parts.append("keys (??? must be given)\n" + _table(keys))
     chosen = groups(command)
@@ -43,7 +82,9 @@ def describe(command: str) -> str:
             "groups: choose an option with group=option, set what it holds with group.key=value; * is the default"
         )
     for group, default in chosen.items():
-        rows = [("*" if option == default else " ", option, _summary(group, option)) for option in options(group)]
+        rows = [
+            ("*" if option == default else " ", option, _summary(group, option, own)) for option in options(group, own)
+        ]
         parts.append(f"{group}\n{_table(rows)}")
     return "\n\n".join(parts)
 
@@ -58,9 +99,16 @@ def _opening(lines: list[str]) -> str:
     return "\n".join(comment).strip()
 
 
-def _summary(group: str, option: str) -> str:
+def _folders(own: Path | None) -> list[Path]:
+    """Where options are looked for, first in the user's folder: an option there stands in for one of its name."""
+    return [config_dir()] if own is None else [own, config_dir()]
+
+
+def _summary(group: str, option: str, own: Path | None) -> str:
     """The first line of an option's opening comment that is neither a command nor a directive of Hydra's."""
-    lines = _opening((config_dir() / group / f"{option}.yaml").read_text(encoding="utf-8").splitlines()).splitlines()
+    paths = [folder / group / f"{option}.yaml" for folder in _folders(own)]
+    text = next(path for path in paths if path.is_file()).read_text(encoding="utf-8")
+    lines = _opening(text.splitlines()).splitlines()
     return next((line for line in lines if line and not line.startswith(("flexgen ", "@package"))), "")
 
 

@@ -23,38 +23,56 @@ COMMANDS = {
     "render": "make videos of mazes:     flexgen render output=mazes/train num_clips=240",
 }
 
-USAGE = """usage: flexgen <command> [key=value ...] [--config]
+USAGE = """usage: flexgen <command> [key=value ...] [--config-dir DIR] [--config]
 
 {commands}
 
   flexgen <command> --help      its keys, its groups and their options
   flexgen <command> --config    print the command's configuration, overrides applied, and stop
+  flexgen <command> --config-dir DIR    options of your own as well: DIR/<group>/<option>.yaml
   flexgen --version
 
 A Python traceback of an error is shown with --traceback."""
 
+CONFIG_DIR = "--config-dir"
 FLAGS = ("--config", "--traceback", "--help", "-h", "--version")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; 0 on success, 2 on bad input, 130 when interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    flags = [a for a in arguments if a.startswith("-")]
-    words = [a for a in arguments if not a.startswith("-")]
+    own, words, flags = _sorted(arguments)
     name = " ".join(["flexgen", *words[:1]])
     try:
-        return _run(words, flags)
+        return _run(words, flags, own)
     except FlexgenError as error:
         if "--traceback" in flags:
             raise
         print(f"{name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{name}: interrupted{_resumption(words)}", file=sys.stderr)
+        print(f"{name}: interrupted{_resumption(words, own)}", file=sys.stderr)
         return 130
 
 
-def _run(words: Sequence[str], flags: Sequence[str]) -> int:
+def _sorted(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """The folders of --config-dir, the words, and the other flags."""
+    own: list[str] = []
+    words: list[str] = []
+    flags: list[str] = []
+    left = iter(arguments)
+    for argument in left:
+        flag, equals, value = argument.partition("=")
+        if flag == CONFIG_DIR:
+            own.append(value if equals else next(left, ""))
+        else:
+            (flags if argument.startswith("-") else words).append(argument)
+    return own, words, flags
+
+
+def _run(words: Sequence[str], flags: Sequence[str], own: Sequence[str]) -> int:
+    if len(own) > 1:
+        raise ConfigError(CONFIG_DIR, f"is given {len(own)} times", "Name one folder.")
     for flag in flags:
         if flag not in FLAGS:
             raise ConfigError("flag", f"is {flag!r}", "Write options as key=value, see flexgen --help.")
@@ -71,13 +89,13 @@ def _run(words: Sequence[str], flags: Sequence[str]) -> int:
         raise ConfigError("command", f"is {command!r}", f"Choose one of {', '.join(COMMANDS)}.")
     # What follows is imported late: a message about usage must not wait for Hydra, nor an error for torch.
     if wants_help:
-        from flexgen.cli.help import describe
+        from flexgen.cli.help import describe, user_dir
 
-        print(describe(command))
+        print(describe(command, user_dir(own[0]) if own else None))
         return 0
     from flexgen.cli.compose import load_config
 
-    config = load_config(command, overrides, complete="--config" not in flags)
+    config = load_config(command, overrides, complete="--config" not in flags, own_options=own[0] if own else None)
     if "--config" in flags:
         from omegaconf import OmegaConf
 
@@ -90,14 +108,15 @@ def _run(words: Sequence[str], flags: Sequence[str]) -> int:
     return 0
 
 
-def _resumption(words: Sequence[str]) -> str:
+def _resumption(words: Sequence[str], own: Sequence[str]) -> str:
     """How to go on after Ctrl-C, for the command that can."""
+    more = [f"{CONFIG_DIR}={folder}" for folder in own]
     if words[:1] in (["render"], ["video"]):
-        return f". Go on with: {shlex.join(['flexgen', *words])}"
+        return f". Go on with: {shlex.join(['flexgen', *words, *more])}"
     if words[:1] != ["train"]:
         return ""
     kept = [word for word in words if not word.startswith(("resume=", "overwrite="))]
-    return f". Go on with: {shlex.join(['flexgen', *kept, 'resume=true'])}"
+    return f". Go on with: {shlex.join(['flexgen', *kept, 'resume=true', *more])}"
 
 
 if __name__ == "__main__":

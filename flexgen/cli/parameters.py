@@ -8,8 +8,9 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from flexgen.cli.plain import plain, require_text, shown
 from flexgen.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,8 +42,7 @@ def read(kind: type[T], config: DictConfig | Mapping[str, Any], *, at: str = "")
     Raises:
         ConfigError: a key that `kind` has not, one that is left out, a value of another type.
     """
-    values = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else dict(config)
-    assert isinstance(values, dict)
+    values = _mapping(config, at.removesuffix("."))
     required = [f.name for f in fields(kind) if f.default is MISSING]  # type: ignore[arg-type]
     for name in required:
         if name not in values:
@@ -58,7 +58,7 @@ def table_settings(config: DictConfig) -> TableSettings:
     where: dict[str, str] = {}
     values: dict[str, Any] = {}
     for group in ("model", "training"):
-        found = _checked(TableSettings, OmegaConf.to_container(config[group], resolve=True), at=f"{group}.")
+        found = _checked(TableSettings, _mapping(config[group], group), at=f"{group}.")
         where |= dict.fromkeys(found, group)
         values |= found
     try:
@@ -72,7 +72,14 @@ def table_settings(config: DictConfig) -> TableSettings:
     return settings
 
 
-def _checked(kind: type, values: Any, *, at: str = "") -> dict[str, Any]:
+def _mapping(config: Any, at: str) -> dict[str, Any]:
+    values = plain(config, at=at)
+    if not isinstance(values, dict):
+        raise ConfigError(at or "config", f"is {shown(values)}", "Pass key: value pairs.")
+    return values
+
+
+def _checked(kind: type, values: Mapping[str, Any], *, at: str = "") -> dict[str, Any]:
     hints = get_type_hints(kind)
     for name in values:
         if name not in hints:
@@ -101,17 +108,30 @@ def convert(value: Any, hint: Any, name: str) -> Any:
         return None if value is None else convert(value, kinds[0], name)
     if origin is Literal:
         if value not in get_args(hint):
-            raise ConfigError(name, f"is {value!r}", f"Choose one of {', '.join(map(str, get_args(hint)))}.")
+            raise ConfigError(name, f"is {shown(value)}", f"Choose one of {', '.join(map(str, get_args(hint)))}.")
         return value
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if origin is tuple and isinstance(value, list):
         return tuple(convert(item, get_args(hint)[0], f"{name}[{place}]") for place, item in enumerate(value))
     if origin is float and is_number:
         return float(value)
-    if origin is int and is_number and value == value // 1:
+    # Whole floats up to where floats are whole numbers one apart; neither NaN nor infinity is one.
+    if origin is int and is_number and (isinstance(value, int) or (abs(value) <= 2.0**53 and value == int(value))):
         return int(value)
     if origin in (bool, dict) and isinstance(value, origin):
         return value
-    if origin in (str, Path) and (is_number or isinstance(value, str)) and str(value):
-        return Path(str(value)).expanduser() if origin is Path else str(value)
-    raise ConfigError(name, f"is {value!r}", f"Pass {_EXPECTED[origin]}.")
+    if origin in (str, Path) and (is_number or isinstance(value, str | Path)) and str(value):
+        return _path(str(value), name) if origin is Path else str(value)
+    raise ConfigError(name, f"is {shown(value)}", f"Pass {_EXPECTED[origin]}.")
+
+
+def _path(text: str, name: str) -> Path:
+    """The path, if the system can look for it: none with a name that is too long, or below a folder that is closed."""
+    require_text(text, name)
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as error:  # RuntimeError: ~nobody
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError(name, f"{shown(text)} cannot be looked for: {reason}", "Name another path.") from error
+    return path

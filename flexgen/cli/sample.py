@@ -60,7 +60,11 @@ def run(config: DictConfig) -> None:
     require_table(chosen.output, argument="output")
     require_free(chosen.output, argument="output", overwrite=chosen.overwrite)
     require_model(chosen.model)
-    scan = build(config.sampler.scan, at="sampler.scan")
+    scan = None
+    if sampler.scan is not None:
+        from samplers.scans import Scan
+
+        scan = build(sampler.scan, at="sampler.scan", kind=Scan)
     model = load_model(chosen.model)
     rows = model.sample(
         chosen.num_rows,

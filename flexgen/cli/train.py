@@ -14,6 +14,7 @@ from flexgen.cli.files import read_source
 from flexgen.cli.parameters import read, table_settings
 from flexgen.cli.training_folder import TrainingFolder
 from flexgen.data.schema import TableSchema
+from flexgen.laws import MaskLaw
 
 if TYPE_CHECKING:
     from flexgen.table_model import TableModel
@@ -39,14 +40,14 @@ class Parameters:
 
 def run(config: DictConfig) -> None:
     """Config: configs/train.yaml."""
-    if str(config.data.get("_target_", "")).startswith("flexgen.data.videos."):
+    chosen = read(Parameters, config)
+    if str(chosen.data.get("_target_", "")).startswith("flexgen.data.videos."):
         from flexgen.cli import train_video
 
         train_video.run(config)
         return
-    chosen = read(Parameters, config)
     settings = table_settings(config)
-    law = build(config.law, at="law")
+    law = build(config.law, at="law", kind=MaskLaw)
     output = chosen.output
     folder = TrainingFolder(output, finished_by="config.json")
     if folder.is_finished(config, resume=chosen.resume, overwrite=chosen.overwrite):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from flexgen.cli.compose import build
 from flexgen.cli.parameters import read
 from flexgen.cli.train import Parameters
 from flexgen.cli.training_folder import TrainingFolder
 from flexgen.errors import CheckpointError, ConfigError
+from flexgen.laws import MaskLaw
 
 __all__ = ["run"]
 
@@ -33,12 +34,12 @@ def run(config: DictConfig) -> None:
         raise ConfigError(at + error.argument, error.problem, error.fix) from error
     start_from = chosen.training.pop("start_from", None)
     training = read(TrainingSettings, {**chosen.training, "seed": chosen.seed}, at="training.")
-    law = build(config.law, at="law")
+    law = build(config.law, at="law", kind=MaskLaw)
     folder = TrainingFolder(chosen.output, finished_by="backbone.json")
     if folder.is_finished(config, resume=chosen.resume, overwrite=chosen.overwrite):
         print(f"{chosen.output} is finished already; train it anew with overwrite=true")
         return
-    data, held_out = _videos(config)
+    data, held_out = _videos(chosen.data)
 
     from flexgen.video.backbone import VideoBackbone
     from flexgen.video.fit import fit_backbone
@@ -70,10 +71,12 @@ def run(config: DictConfig) -> None:
     print(f"saved to {chosen.output}")
 
 
-def _videos(config: DictConfig) -> tuple[Any, Any]:
+def _videos(source: dict[str, Any]) -> tuple[Any, Any]:
     """The clips to train on and, where ``data.held_out`` names a folder, those to validate on."""
-    keys = OmegaConf.to_container(config.data, resolve=True)
-    assert isinstance(keys, dict)
-    held_out = keys.pop("held_out", None)
-    data = build(keys, at="data")
-    return data, None if held_out is None else build({**keys, "folder": held_out}, at="data.held_out")
+    from flexgen.data.videos import VideoFolder
+
+    keys = {name: value for name, value in source.items() if name != "held_out"}
+    data, held_out = build(keys, at="data", kind=VideoFolder), source.get("held_out")
+    if held_out is None:
+        return data, None
+    return data, build({**keys, "folder": held_out}, at="data.held_out", kind=VideoFolder)

@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from flexgen.cli.files import require_free_folder
+from flexgen.cli.plain import load_yaml
 from flexgen.errors import ConfigError
 
 __all__ = ["TrainingFolder"]
@@ -55,7 +56,7 @@ class TrainingFolder:
         require_free_folder(self.path, argument="output", overwrite=overwrite or (resume and is_begun))
         if not (resume and is_begun):
             return False
-        before, now = _leaves(OmegaConf.load(self.path / _RECORD)), _leaves(config)
+        before, now = _leaves(load_yaml(self.path / _RECORD, argument="output")), _leaves(config)
         for key in [*before, *(key for key in now if key not in before)]:
             if before.get(key) != now.get(key) and key not in _FREE_TO_CHANGE:
                 raise ConfigError(

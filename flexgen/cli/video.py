@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from flexgen.cli.compose import build
 from flexgen.cli.parameters import read
@@ -68,6 +68,7 @@ def run(config: DictConfig) -> None:
     pipe = _pipeline(chosen.model)
     # Imported late, as is what needs torch: what is wrong with the arguments is said at once.
     from flexgen.video.given import given_frames, given_places
+    from samplers.frames import AdaptivePlan, Plan
 
     began = time.monotonic()
     with _errors_by_key():
@@ -79,13 +80,12 @@ def run(config: DictConfig) -> None:
             num_observed=chosen.num_observed,
         )
         given = given_places(chosen.observed_index, len(observed), chosen.num_frames)
-        how = OmegaConf.to_container(config.plan, resolve=True)
         about = {"num_frames": chosen.num_frames, "observed": sorted(given), "window": pipe.backbone.window}
         out = pipe(
             observed,
             num_frames=chosen.num_frames,
             observed_index=given,
-            plan=build({**how, **about}, at="plan"),  # type: ignore[dict-item]
+            plan=build({**chosen.plan, **about}, at="plan", kind=(Plan, AdaptivePlan)),
             num_inference_steps=chosen.num_inference_steps,
             scheduler=chosen.scheduler,
             history_guidance=chosen.history_guidance,

@@ -76,9 +76,9 @@ def test_hydras_other_special_keys_are_refused(key):
         build(config, at="law")
 
 
-def test_an_interpolated_target_is_what_it_resolves_to():
-    config = OmegaConf.create({"a": "os", "law": {"_target_": "${a}.unlink", "path": "x"}})
-    with pytest.raises(ConfigError, match=r"^law\._target_: is 'os\.unlink'"):
+def test_an_interpolated_target_is_not_resolved():
+    config = OmegaConf.create({"a": "samplers.laws", "law": {"_target_": "${a}.mae"}})
+    with pytest.raises(ConfigError, match=r"^law\._target_: is '\$\{a\}\.mae'\. Write the value itself"):
         build(config.law, at="law")
 
 
