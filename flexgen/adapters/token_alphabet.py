@@ -46,6 +46,9 @@ class TokenAlphabet:
         if symbols is None:
             ordinary = {token: number for token, number in vocabulary.items() if number not in special}
             symbols = sorted(ordinary, key=ordinary.__getitem__)
+            if not symbols:
+                problem = f"knows {len(vocabulary)} tokens, all of them special"
+                raise FlexgenError("tokenizer", problem, "Load it from the model's own folder, with its vocabulary.")
         self.symbols = tuple(symbols)
         _check(self.symbols, vocabulary, special)
         self.ids = torch.tensor([vocabulary[symbol] for symbol in self.symbols], dtype=torch.int64)
@@ -82,7 +85,10 @@ class TokenAlphabet:
 
     def _encode(self, text: str, argument: str) -> list[int]:
         if not isinstance(text, str):
-            raise DataError(argument, f"is {kind_of(text)}", "Pass strings.")
+            parts = isinstance(text, list | tuple) and all(isinstance(token, str) for token in text)
+            what, joint = ("a list of tokens", "" if self._by_character else " ") if parts else (kind_of(text), "")
+            fix = f"Join a row's tokens to one string: {joint!r}.join(tokens)." if parts else "Pass one string a row."
+            raise DataError(argument, f"is {what}", fix)
         tokens: list[str] = list("".join(text.split())) if self._by_character else self._tokenizer.tokenize(text)
         codes = [self._code_of.get(token, BLANK if token == self.blank else None) for token in tokens]
         if None in codes:

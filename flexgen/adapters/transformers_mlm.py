@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flexgen.adapters.forward_passes import ForwardCount, logits_at
 from flexgen.adapters.token_alphabet import BLANK, TokenAlphabet
-from flexgen.checks import whole_number
+from flexgen.checks import kind_of, whole_number
 from flexgen.conditional import CategoricalMarginals, MarginalConditional
 from flexgen.errors import CheckpointError, DataError, FlexgenError, SpaceError
 from flexgen.query import Query
@@ -195,6 +195,10 @@ class MaskedLanguageModel(nn.Module, MarginalConditional):
         end = len(self.alphabet)
         return [self.alphabet.decode([code for code in row if code != end]) for row in x.long().tolist()]
 
+    def label(self, site: int, code: float) -> str:  # noqa: ARG002 - tokens are called alike at all sites
+        """The token of a code: what reports call a value of a site."""
+        return "(absent)" if int(code) == len(self.alphabet) else self.alphabet.symbols[int(code)]
+
     def absent(self, x: Tensor) -> Tensor:
         """Sites behind the ends of rows, bool ``[B, N]``: what a chain of these rows keeps clamped."""
         return (x == len(self.alphabet)) & torch.tensor(self.variable_length, device=x.device)
@@ -213,6 +217,9 @@ class MaskedLanguageModel(nn.Module, MarginalConditional):
         """Codes int64 ``[B, N]`` and which are blank, bool ``[B, N]`` (their code is 0)."""
         rows = self.alphabet.encode(texts)
         num_sites = self.num_sites
+        if len(rows) == num_sites > 1 and all(len(codes) == 1 for codes in rows):
+            problem = f"are {num_sites} strings of one token each, where the model's rows have {num_sites}"
+            raise DataError("texts", problem, "Each string is a row: join the tokens of a row to one string.")
         for row, codes in enumerate(rows):
             if len(codes) > num_sites or (len(codes) < num_sites and not self.variable_length):
                 fix = "Use sized_for(texts), which makes room for the longest."
@@ -308,7 +315,11 @@ class MaskedLanguageModel(nn.Module, MarginalConditional):
 
 
 def _texts(texts: str | Sequence[str]) -> Sequence[str]:
-    return [texts] if isinstance(texts, str) else texts
+    if isinstance(texts, str):
+        return [texts]
+    if not isinstance(texts, Iterable):
+        raise DataError("texts", f"is {kind_of(texts)}", "Pass a string, or a list of strings, one a row.")
+    return list(texts)
 
 
 def import_transformers() -> Any:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
@@ -181,11 +182,11 @@ def _reserved(config: Any, at: str) -> Iterator[tuple[str, Any]]:
 
 def _composed(name: str, overrides: Sequence[str], own: Path | None) -> DictConfig:
     """What Hydra puts together: the user's folder first, where there is one, so that its options stand in for ours."""
-    ours: list[str] = []
-    if own is not None:
-        ours = [f"hydra.searchpath=[{_quoted(f'file://{config_dir()}')}]"]
-    with initialize_config_dir(str(own or config_dir()), version_base="1.3"):
-        return compose(name, overrides=[*ours, *overrides])
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        if own is not None:
+            GlobalHydra.instance().config_loader().get_search_path().prepend("--config-dir", str(own), anchor="main")
+            overrides = ["hydra.searchpath=[]", *overrides]  # none to add; but Hydra looks at its search path anew
+        return compose(name, overrides=[*overrides])
 
 
 def _referred(config: dict[Any, Any]) -> Any:
@@ -286,13 +287,13 @@ def _require_readable(override: Any) -> None:
     if not isinstance(override, str):
         raise ConfigError("override", f"is {shown(override)}", "Write key=value, as a text.")
     named = re.match(r"[+~]*(\w[\w.-]{0,80})=", override)
-    at = named[1] if named else "override"
-    require_text(override, at)
+    at, text = (named[1], override[named.end() :]) if named else ("override", override)
+    require_text(text, at)
     opened = 0
-    for letter in override:  # quoted ones too: a text of so many brackets is no path either
+    for letter in text:  # quoted ones too: a text of so many brackets is no path either
         opened += (letter in "([{") - (letter in ")]}")
         if opened > MOST_DEPTH:
-            raise ConfigError(at, f"is {shown(override)}, with more than {MOST_DEPTH} open brackets", "Pass less.")
+            raise ConfigError(at, f"is {shown(text)}, with more than {MOST_DEPTH} open brackets", "Pass less.")
 
 
 def _parsable(override: str, own: Path | None) -> str:
