@@ -41,7 +41,7 @@ FLAGS = ("--config", "--traceback", "--help", "-h", "--version")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; 0 on success, 2 on bad input, 130 when interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    own, words, flags = _sorted(arguments)
+    own, words, flags = _split(arguments)
     name = " ".join(["flexgen", *words[:1]])
     try:
         return _run(words, flags, own)
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _sorted(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     """The folders of --config-dir, the words, and the other flags."""
     own: list[str] = []
     words: list[str] = []

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 from flexgen.cli.compose import config_dir
 from flexgen.cli.help import groups, options
@@ -33,9 +34,33 @@ def test_there_are_commands_to_check():
     assert len(SHOWN) > 12
 
 
+@pytest.fixture
+def beside_the_pages_files(tmp_path, monkeypatch):
+    """A folder with the files that the page shows."""
+    shown = re.findall(r"`(my_configs/[\w/]+\.yaml)`.*?```yaml\n(.*?)```", PAGE, flags=re.DOTALL)
+    assert len(shown) == 2
+    for path, text in shown:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("beside_the_pages_files")
 @pytest.mark.parametrize("shown", SHOWN)
 def test_a_command_that_is_shown_composes(shown, capsys):
     assert main([*shlex.split(shown)[1:], "--config"]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("beside_the_pages_files")
+def test_the_pages_own_options_do_what_it_says(capsys):
+    words = ["train", "--config-dir", "my_configs", "data=iris", "output=x", "law=half", "model=wide", "--config"]
+    assert main(words) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["law"] == {"_target_": "samplers.laws.Bernoulli", "rate": 0.5, "weight": "one"}
+    assert config["model"]["width"] == 512
+    assert config["model"]["small_width"] == 128
+    assert main(["train", "--config-dir=my_configs", "--help"]) == 0
+    assert "half of the entries asked for" in capsys.readouterr().out
 
 
 def test_the_page_names_the_groups_and_their_options():
