@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -37,6 +38,9 @@ A Python traceback of an error is shown with --traceback."""
 CONFIG_DIR = "--config-dir"
 FLAGS = ("--config", "--traceback", "--help", "-h", "--version")
 
+# What torch says, in errors of no class of their own.
+_NO_MEMORY = re.compile(r"can't allocate memory|out of memory|Storage size calculation overflowed")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; 0 on success, 2 on bad input, 130 when interrupted."""
@@ -49,6 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--traceback" in flags:
             raise
         print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:  # numpy's, and torch's
+        if "--traceback" in flags or not (isinstance(error, MemoryError) or _NO_MEMORY.search(str(error))):
+            raise
+        reason = " ".join(str(error).split()).rstrip(".") or "there is not enough"
+        print(f"{name}: memory: {reason[:300]}. Pass smaller sizes, such as batch_size or window.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{name}: interrupted{_resumption(words, own)}", file=sys.stderr)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from pathlib import Path
+from typing import Any, get_type_hints
 
 from omegaconf import DictConfig
 
 from flexgen.cli.compose import build
-from flexgen.cli.parameters import read
+from flexgen.cli.parameters import convert, read
 from flexgen.cli.train import Parameters
 from flexgen.cli.training_folder import TrainingFolder
 from flexgen.errors import CheckpointError, ConfigError
@@ -21,6 +22,7 @@ LOG = "training.jsonl"
 
 def run(config: DictConfig) -> None:
     """Config: configs/train.yaml with data=videos, a law over frames, and a model and training for video."""
+    from flexgen.networks.frame_unet import FrameUNet
     from flexgen.training import TrainingSettings
     from flexgen.video.fit import BackboneSettings
 
@@ -32,7 +34,10 @@ def run(config: DictConfig) -> None:
     except ConfigError as error:
         at = "" if error.argument.startswith("model.") else "model."
         raise ConfigError(at + error.argument, error.problem, error.fix) from error
-    start_from = chosen.training.pop("start_from", None)
+    hints = get_type_hints(FrameUNet.__init__)
+    for name, value in settings.network.items():
+        convert(value, hints[name], f"model.network.{name}")
+    start_from = convert(chosen.training.pop("start_from", None), Path | None, "training.start_from")
     training = read(TrainingSettings, {**chosen.training, "seed": chosen.seed}, at="training.")
     law = build(config.law, at="law", kind=MaskLaw)
     folder = TrainingFolder(chosen.output, finished_by="backbone.json")

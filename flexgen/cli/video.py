@@ -55,6 +55,12 @@ class Parameters:
                 raise ConfigError(name, f"is {number}", "Pass at least 1.")
         if self.seed < 0:
             raise ConfigError("seed", f"is {self.seed}", "Pass at least 0.")
+        if self.fps > 1000:
+            raise ConfigError("fps", f"is {self.fps}", "Pass at most 1000.")
+        levels = self.plan.get("levels")
+        if isinstance(levels, int) and levels > self.num_frames:  # each more than the one before costs a search
+            problem = f"is {levels} for {self.num_frames} frames"
+            raise ConfigError("plan.levels", problem, "Pass 2 to 5, as the paper does; at most one a frame.")
         if self.observed is not None and not self.observed.exists():
             problem = f"{str(self.observed)!r} does not exist"
             raise DataError("observed", problem, "Name a video, a .npy file or a folder of images.")

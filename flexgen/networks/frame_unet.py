@@ -382,5 +382,7 @@ def _check(
             f"Pass a multiple of {multiple}, or fewer channels.",
         )
     for width in channels:
+        if width < 1:
+            raise ConfigError("channels", f"holds {width}", "Pass widths of at least 1.")
         if width % num_heads:
             raise ConfigError("channels", f"holds {width} for {num_heads} heads", "Pass multiples of num_heads.")

@@ -174,6 +174,12 @@ def test_plans_have_the_names_that_python_knows(told: str, name: str) -> None:
         (["observed_index=[0,1,1]"], "observed_index: names a place twice: 1"),
         (["observed_index=[0,1,9]"], "observed_index: holds 9. Frames are numbered 0 to 8"),
         (["plan=hierarchy-1"], "plan: has no option 'hierarchy-1'"),
+        (["plan=hierarchy-99999999999"], "plan.levels: is 99999999999 for 9 frames. Pass 2 to 5"),
+        (["plan=null"], "plan: is null. Choose one of adaptive-autoregressive"),
+        (["plan._target_=samplers.frames.pixel_distance"], "plan: cannot be built: "),
+        (["fps=99999999999"], "fps: is 99999999999. Pass at most 1000."),
+        (["num_inference_steps=99999999999"], "memory: Unable to allocate"),
+        (["model=" + "x" * 5000], "cannot be looked for: File name too long"),
         (["plan=adaptive-hierarchy-2", "plan.distance=ssim"], "plan.distance: is 'ssim'. Choose 'pixels' or 'lpips'"),
         (["output=/proc/nowhere/out"], "output: '/proc/nowhere/out' cannot be written"),
     ],
@@ -195,6 +201,31 @@ def test_a_key_that_no_network_has_is_named(trained: Path, tmp_path: Path, capsy
     assert "model.network.chanels: is no key of FrameUNet. Did you mean 'channels'? Choose among sample_size," in told
     assert main([*command, "+model.network.sample_size=16"]) == 2
     assert "network.sample_size: is 16, but the data have 8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ("model.network.channels=8", "model.network.channels: is 8. Pass a list."),
+        ("model.network.channels=[a]", "model.network.channels[0]: is 'a'. Pass a whole number."),
+        ("model.network.channels=[[8]]", "model.network.channels[0]: is [8]. Pass a whole number."),
+        ("model.network.channels=[1e30]", "model.network.channels[0]: is 1e+30. Pass a whole number."),
+        ("model.network.channels=[-8,16]", "channels: holds -8. Pass widths of at least 1."),
+        ("model.network.num_heads=nan", "model.network.num_heads: is nan. Pass a whole number."),
+        ("model.network=null", "model.network: is None. Pass key: value pairs."),
+        ("training.start_from=" + "x" * 5000, "training.start_from: '"),
+        ("training.start_from=[a]", "training.start_from: is ['a']. Pass a path."),
+        ("training.batch_size=99999999999999", "memory: "),
+        ("law._target_=samplers.frames.tree", "law: cannot be built: "),
+        ("data=null", "data: is null. Choose one of"),
+    ],
+)
+def test_sizes_that_no_network_has_are_named(
+    change: str, text: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", *SMALL, f"data.folder={trained / 'train'}", f"output={tmp_path / 'out'}"]
+    assert main([*command, change]) == 2
+    assert text in capsys.readouterr().err
 
 
 def test_a_model_for_tables_is_refused_for_videos(trained: Path, tmp_path: Path, capsys) -> None:
