@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
+import hashlib
 import math
 import operator
-from collections.abc import Iterable, Sequence
-from typing import Any, SupportsIndex
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, overload
 
 import numpy as np
 import pandas as pd
@@ -18,12 +20,22 @@ from flexgen.checks import kind_of
 from flexgen.compatibility.exact.family import ConditionalFamily
 from flexgen.compatibility.exact.gaussian import GaussianConditionals
 from flexgen.compatibility.networks import measurement
-from flexgen.compatibility.networks.answer_checks import check_answers
 from flexgen.compatibility.networks.arguments import check_level, check_margin, checked_seed
-from flexgen.compatibility.networks.budget import DEFAULT_FORWARDS, Plan, budget_of, make_plan
+from flexgen.compatibility.networks.blocks import site_labels
+from flexgen.compatibility.networks.diagnostic import Diagnostic, Plan, Subject
+from flexgen.compatibility.networks.measurement import (
+    CHECKED_SHARE,
+    DEFAULT_FORWARDS,
+    ROUNDING_SHARE,
+    Forecast,
+    budget_of,
+    checked_diagnostics,
+    least_forwards,
+    make_plans,
+)
 from flexgen.compatibility.networks.report import Report
-from flexgen.compatibility.networks.rounding import Rounding
-from flexgen.compatibility.networks.sites import SiteAnswers, present_in
+from flexgen.compatibility.networks.rounding import Rounding, unit_roundoff
+from flexgen.compatibility.networks.sites import SiteAnswers, check_answers, present_in
 from flexgen.compatibility.networks.values import Values
 from flexgen.conditional import Conditional
 from flexgen.errors import DataError, FlexgenError
@@ -31,9 +43,50 @@ from flexgen.rng import Randomness
 from flexgen.space import Space
 from flexgen.table_model import TableModel
 
+if TYPE_CHECKING:
+    from flexgen.compatibility.exact.family import Labels
+
 __all__ = ["diagnose"]
 
-_CHECKED_SHARE = 16  # of the budget, one part at most asks whether answers are conditionals at all
+_SAMPLE = 4096  # data rows at most that checks, pilots and draws of values look at; more would cost memory
+
+
+@overload
+def diagnose(
+    model: TableModel | Conditional,
+    data: pd.DataFrame | Tensor | np.ndarray,
+    *,
+    budget: SupportsIndex | str | datetime.timedelta = ...,
+    sites: Sequence[int | str] | None = ...,
+    margin: float | None = ...,
+    level: float = ...,
+    names: Sequence[str] | None = ...,
+    labels: Labels | None = ...,
+    values: Values | None = ...,
+    diagnostics: Sequence[Diagnostic] | None = ...,
+    batch_size: int | None = ...,
+    dry_run: Literal[False] = ...,
+    generator: Randomness | int | None = ...,
+) -> Report: ...
+
+
+@overload
+def diagnose(
+    model: TableModel | Conditional,
+    data: pd.DataFrame | Tensor | np.ndarray,
+    *,
+    budget: SupportsIndex | str | datetime.timedelta = ...,
+    sites: Sequence[int | str] | None = ...,
+    margin: float | None = ...,
+    level: float = ...,
+    names: Sequence[str] | None = ...,
+    labels: Labels | None = ...,
+    values: Values | None = ...,
+    diagnostics: Sequence[Diagnostic] | None = ...,
+    batch_size: int | None = ...,
+    dry_run: Literal[True],
+    generator: Randomness | int | None = ...,
+) -> Forecast: ...
 
 
 def diagnose(
@@ -45,10 +98,13 @@ def diagnose(
     margin: float | None = None,
     level: float = 0.95,
     names: Sequence[str] | None = None,
+    labels: Labels | None = None,
     values: Values | None = None,
+    diagnostics: Sequence[Diagnostic] | None = None,
     batch_size: int | None = None,
+    dry_run: bool = False,
     generator: Randomness | int | None = 0,
-) -> Report:
+) -> Report | Forecast:
     """Measures how far a model's conditionals are from having a joint, in the contexts of data rows.
 
     Args:
@@ -62,8 +118,13 @@ def diagnose(
         margin: nats below which an effect does not matter to you; the verdict may then be "equivalent within margin".
         level: nominal coverage of the intervals.
         names: what the report calls the sites, N strings, such as ``"3 V"``; default: names of the space.
+        labels: what it calls their categories: a sequence of them for each site, or a mapping of names to them.
+            Default: the labels of a table model, tokens of a language model, codes otherwise.
         values: which values of the sites are looked at.
+        diagnostics: what is measured; default: `flexgen.compatibility.DIAGNOSTICS`, to which you may add your own.
         batch_size: rows a call of the network; changes nothing but speed and memory.
+        dry_run: return a `Forecast` instead: what would be looked at, in how many rows and seconds. It runs the checks
+            of the model and a short pilot.
         generator: of rows, pairs, values and orders: a seed or a source. The same one gives the same report.
 
     Returns:
@@ -79,9 +140,10 @@ def diagnose(
     """
     check_margin(margin)
     check_level(level)
+    follow = checked_diagnostics(diagnostics)
     forwards, seconds = budget_of(budget)
     started = measurement.now()
-    conditional, x, title = _subject(model, data)
+    conditional, x, title, device = _conditional(model, data)
     space = conditional.space
     called = _names(space, names)
     examined = _sites(called, sites)
@@ -89,36 +151,64 @@ def diagnose(
     values = Values.wanted(values, answers)
     seed = checked_seed(generator)
     present = answers.present_in(x)
+    chosen = slice(None) if len(x) <= _SAMPLE else _some_rows(len(x), seed)
+    sample, there = x[chosen].to(device), present[chosen].to(device)
     if forwards is None:
         assert seconds is not None
-        forwards = measurement.forwards_in(seconds, answers, x, present)
-    checked = check_answers(answers, x, present & _only(examined, x), most=forwards // _CHECKED_SHARE)
-    least = Rounding.least(conditional)
-    # A quarter at most is spent on what rounding does.
-    rounding = Rounding.measured(answers, x, present, most=forwards // 4) if forwards >= 4 * least else None
-    plan = make_plan(
-        space,
-        answers.num_categories,
-        present.cpu(),
-        examined,
-        forwards=forwards - answers.cost.forwards,
-        values=values,
-        per_value=not answers.has_marginals,
-        seed=rng.key(seed, "plan"),
+        forwards = measurement.forwards_in(seconds, answers, sample, there)
+    checked = check_answers(
+        answers,
+        sample,
+        there & _only(examined, sample),
+        unit=unit_roundoff(conditional),
+        most=forwards // CHECKED_SHARE,
     )
-    if rounding is None or set(plan.omitted) >= {"rectangles", "circulations", "order gaps"}:
-        least = max(4 * least, plan.least + least)
-        least += math.ceil(least / (_CHECKED_SHARE - 1))  # what the check of answers takes of that
+    fewest = Rounding.least(conditional)
+    rounding = None
+    if forwards >= ROUNDING_SHARE * fewest:
+        rounding = Rounding.measured(answers, sample, there, most=forwards // ROUNDING_SHARE)
+    left = forwards - answers.cost.forwards if rounding else 0
+    subject = Subject(
+        answers,
+        x,
+        present,
+        sample,
+        examined,
+        called,
+        values,
+        rounding,
+        seed,
+        _label(model, conditional, labels, answers),
+        _context(conditional),
+    )
+    plans = make_plans(follow, subject, left)
+
+    def too_small(among: Iterable[str]) -> FlexgenError:
+        enough = least_forwards(follow, subject, tuple(among), (fewest, Rounding.most(conditional)))
         what = f"is {budget!r}" + (f", {forwards} forward passes" if seconds else "")
-        raise FlexgenError("budget", what, f"Pass at least {least} forward passes: nothing takes less.")
+        passes = "more forward passes" if enough is None else f"at least {enough} forward passes: nothing takes less"
+        return FlexgenError("budget", what, f"Pass {passes}.")
+
+    omitted = [name for name, plan in plans.items() if not len(plan.rows)]
+    if len(omitted) == len(plans) and (rounding is None or len(subject.order)):
+        raise too_small(omitted)
+    if dry_run:
+        return Forecast.of(title, len(x), plans, answers, sample, there)
     deadline = math.inf if seconds is None else started + seconds
-    found = measurement.measure(answers, x, plan, values, rounding, seed=seed, deadline=deadline)
+    found = measurement.measure(follow, subject, plans, deadline=deadline)
     if deadline == math.inf:
         assert answers.cost.forwards <= forwards
-    assumptions, caveats = _words(answers, examined, plan, values, rounding, found, budget, forwards, len(x))
-    num_real = sum(space.sites[site].kind == "real" for site in examined.tolist())
+    if omitted and not found.effects and len(subject.order):
+        raise too_small(omitted)
+    caveats = (*found.skipped, *found.notes, *_caveats(subject))
     if not checked:
         caveats = ("Not checked: whether answers sum to 1, repeat, and leave unobserved places unread.", *caveats)
+    digests = {
+        effect: _digest(subject, plans[entry.name])
+        for entry in follow
+        if entry.name in plans
+        for effect in entry.effects
+    }
     return Report(
         found.effects,
         called,
@@ -126,21 +216,28 @@ def diagnose(
         len(x),
         margin,
         level,
-        assumptions,
+        _assumptions(subject, plans, found, budget, forwards),
         caveats,
         answers.cost,
-        found.directions,
-        num_pairs={"rectangle gap": plan.num_pairs, "derivative gap": math.comb(num_real, 2)},
+        found.extras,
+        num_pairs={
+            next(iter(e.effects)): plans[e.name].num_pairs
+            for e in follow
+            if e.name in plans and plans[e.name].num_pairs
+        },
+        examples=tuple(found.examples),
+        diagnostics=follow,
+        settings={"seed": seed, "values": dataclasses.asdict(values), "plans": digests},
     )
 
 
-def _subject(model: Any, data: Any) -> tuple[Conditional, Tensor, str]:
-    """The conditional, the rows on its device, and what to call it."""
+def _conditional(model: Any, data: Any) -> tuple[Conditional, Tensor, str, torch.device]:
+    """The conditional, the rows, what to call the model, and its device."""
     if isinstance(model, TableModel):
         if not isinstance(data, pd.DataFrame):
             raise DataError("data", f"is {kind_of(data)}", "Pass a data frame with the columns of the table model.")
         conditional: Conditional = model.conditional()
-        x = model.schema.encode(data).to(model.device)
+        x = model.schema.encode(data)
     else:
         if not isinstance(model, Conditional):
             exact = isinstance(model, GaussianConditionals | ConditionalFamily)
@@ -150,11 +247,12 @@ def _subject(model: Any, data: Any) -> tuple[Conditional, Tensor, str]:
         x = _tensor(data)
     if len(x) < 2:
         raise DataError("data", f"has {len(x)} row(s)", "Pass at least two: intervals come from differences of rows.")
+    device = model.device if isinstance(model, TableModel) else x.device
     if isinstance(conditional, nn.Module):
         place = next(iter([*conditional.parameters(), *conditional.buffers()]), None)
-        x = x if place is None else x.to(place.device)
+        device = device if place is None else place.device
     conditional.space.validate(x, where=present_in(x), argument="data")
-    return conditional, x, type(model).__name__
+    return conditional, x, type(model).__name__, device
 
 
 def _tensor(data: Any) -> Tensor:
@@ -206,41 +304,89 @@ def _only(sites: Tensor, x: Tensor) -> Tensor:
     return torch.zeros(x.shape[1], dtype=torch.bool).index_fill(0, sites, True).to(x.device)
 
 
-def _words(
-    answers: SiteAnswers,
-    sites: Tensor,
-    plan: Plan,
-    values: Values,
-    rounding: Rounding,
-    found: measurement.Measured,
-    budget: Any,
-    forwards: int,
-    num_data: int,
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    enumerated = sum(0 < answers.num_categories[s] <= values.max_categories for s in sites.tolist())
-    drawn = "draws of the model's own answers" if values.source == "model" else "values of other data rows"
-    looked = [f"all categories of {enumerated} sites" if enumerated else ""]
-    looked.append(f"the data's value and {values.num_others} {drawn} at {len(sites) - enumerated} sites")
-    which = [part for part, there in zip(looked, (enumerated, enumerated < len(sites)), strict=True) if there]
-    seen = found.effects["rectangle gap"].sites if "rectangle gap" in found.effects else torch.zeros(0, 2)
-    num_seen, chosen = len(torch.unique(seen, dim=0)), ""
-    if not isinstance(plan.pairs, Tensor):
-        each = len(plan.pairs[0])
-        chosen = f", {each} a row, drawn at random anew in each, so that intervals tell of all {plan.num_pairs}"
-    elif len(plan.pairs) < plan.num_pairs:
-        chosen = f", the cheapest: the interval of rectangle gaps is of that pair, not of all {plan.num_pairs}"
-    assumptions = [
-        f"Contexts: {found.num_rows} of {num_data} data rows, taken as a random sample of the population; "
-        f"pairs: {num_seen} of {plan.num_pairs}{chosen}; values: {' and '.join(which)}.",
-        "Intervals: of the mean effect, Student's t, clustered by data row; a network has no sampling noise, its "
-        "contexts have. So one value above its floor refutes.",
-        f"Floor: answers are taken to be exact to {rounding.relative:.1g} (1 + |log p|) nats; a gap below its floor is "
-        "nothing.",
+def _some_rows(num_rows: int, seed: int) -> Tensor:
+    return torch.randperm(num_rows, generator=rng.stream(seed, "sample"))[:_SAMPLE].sort().values
+
+
+def _label(
+    model: Any, conditional: Conditional, labels: Labels | None, answers: SiteAnswers
+) -> Callable[[int, float], str]:
+    """What a value of a site is called."""
+    if labels is not None:
+        categories = [part for _, part in site_labels(labels, answers)]
+    elif isinstance(model, TableModel):
+        categories = [column.levels for column in model.schema.columns]
+    else:
+        own: Callable[[int, float], str] | None = getattr(conditional, "label", None)
+        if own is not None:
+            return own
+        categories = [()] * conditional.space.num_sites
+
+    def label(site: int, value: float) -> str:
+        return str(categories[site][int(value)]) if categories[site] else f"{value:.4g}"
+
+    return label
+
+
+def _context(conditional: Conditional) -> Callable[[Tensor], str]:
+    """A data row in words, where the model can decode it."""
+    decode: Callable[[Tensor], list[str]] | None = getattr(conditional, "decode", None)
+    return (lambda _: "") if decode is None else (lambda row: decode(row[None])[0])
+
+
+def _digest(subject: Subject, plan: Plan) -> str:
+    """What was looked at: data rows, their values, and a plan's choices."""
+    found = hashlib.blake2b(digest_size=16)
+    choices = plan.choices if isinstance(plan.choices, tuple) else (plan.choices,)
+    for part in (plan.rows, subject.x[plan.rows.to(subject.x.device)], *choices):
+        if isinstance(part, Tensor):
+            found.update(repr((tuple(part.shape), part.dtype)).encode() + part.cpu().contiguous().numpy().tobytes())
+        else:
+            found.update(repr(part).encode())
+    return found.hexdigest()
+
+
+def _assumptions(
+    subject: Subject, plans: dict[str, Plan], found: measurement.Measured, budget: Any, forwards: int
+) -> tuple[str, ...]:
+    """What was looked at and how, a sentence each."""
+    values, num_sites, enumerated = subject.values, len(subject.sites), len(subject.enumerated_sites)
+    drawn = "draws from the model's own distribution" if values.source == "model" else "values of other data rows"
+    looked = [f"all categories of {enumerated} sites"] if enumerated else []
+    if enumerated < num_sites:
+        looked.append(f"the data's value and {values.num_others} {drawn} at {num_sites - enumerated} sites")
+    rows = torch.cat([effect.rows for effect in found.effects.values()] or [torch.zeros(0, dtype=torch.int64)])
+    num_rows, pairs = len(torch.unique(rows)), ""
+    plan = plans.get("rectangles")
+    if plan is not None and "rectangle gap" in found.effects:
+        seen = len(torch.unique(found.effects["rectangle gap"].sites, dim=0))
+        pairs = f"pairs: {seen} of {plan.num_pairs}"
+        if not isinstance(plan.choices, Tensor):
+            each = len(plan.choices[0])
+            pairs += f", {each} a row, drawn at random anew in each, so that intervals speak of all {plan.num_pairs}"
+        elif len(plan.choices) < plan.num_pairs:
+            pairs += f", the cheapest: the interval of rectangle gaps is of that pair, not of all {plan.num_pairs}"
+        pairs += "; "
+    relative = subject.rounding.relative if subject.rounding else math.nan
+    said = [
+        f"Contexts: {num_rows} of {len(subject.x)} data rows, taken as a random sample of the population; "
+        f"{pairs}values: {' and '.join(looked)}.",
+        "Intervals: of the mean effect, Student's t, clustered by data row. The network's answers are not random, the "
+        "contexts are a sample: a single value above its floor refutes, and the interval says how large the mean is.",
+        f"Floor: a log-probability is taken to be exact to {relative:.1g} (1 + |log p|) nats. Rounding alone can make "
+        "gaps up to the floor that follows from this.",
     ]
     if isinstance(budget, str | datetime.timedelta):
-        assumptions.append(f"Budget: {budget}, which a pilot turned into {forwards:,} forward passes at most.")
-    caveats = [
-        *found.skipped,
-        "Samples can refute compatibility, never prove it: 'not refuted' speaks of these contexts and values only.",
-    ]
-    return tuple(assumptions), tuple(caveats)
+        said.append(f"Budget: {budget}, which a pilot turned into {forwards:,} forward passes at most.")
+    return tuple(said)
+
+
+def _caveats(subject: Subject) -> list[str]:
+    said = ["Samples can refute compatibility, never prove it: 'not refuted' speaks of these contexts and values only."]
+    if len(subject.real_sites):
+        said.append(
+            "Real sites: gaps of zero are necessary for a joint, not sufficient. What conditionals agree on may have "
+            "no finite integral, and a network is not checked for that. (x | y ~ Exp(y) and y | x ~ Exp(x) agree, but "
+            "have no proper joint.)"
+        )
+    return said

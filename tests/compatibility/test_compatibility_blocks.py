@@ -10,7 +10,7 @@ import torch
 
 from flexgen import exact
 from flexgen.compatibility import exact_blocks, stationary
-from flexgen.compatibility.networks.block_scans import scan_law
+from flexgen.compatibility.networks.blocks import scan_law
 from flexgen.errors import FlexgenError, UnsupportedQueryError
 from flexgen.space import Space
 from tests.compatibility.planted import Counted, Planted

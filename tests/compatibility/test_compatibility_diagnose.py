@@ -14,7 +14,7 @@ import flexgen as fg
 from flexgen import exact
 from flexgen.compatibility import GaussianConditionals, Report, Values, rectangles
 from flexgen.compatibility.networks import measurement
-from flexgen.compatibility.networks.budget import budget_of
+from flexgen.compatibility.networks.measurement import budget_of
 from flexgen.compatibility.networks.rectangles import all_pairs
 from flexgen.conditional import CategoricalMarginals
 from flexgen.errors import DataError, FlexgenError, UnsupportedQueryError

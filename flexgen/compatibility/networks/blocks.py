@@ -12,22 +12,27 @@ Cost: a block of sites with K_1, .., K_k categories takes at most sum_i prod_(j 
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
+from flexgen import rng
 from flexgen.checks import whole_number
-from flexgen.compatibility.networks.arguments import checked_observed, checked_rows, checked_sites
-from flexgen.compatibility.networks.block_scans import orders_of, scan_law
+from flexgen.compatibility.exact.stationary import closed_classes, stationary
+from flexgen.compatibility.networks.arguments import checked_observed, checked_rows, checked_seed, checked_sites
+from flexgen.compatibility.networks.diagnostic import Diagnostic, Found, Panel, Plan, Results, Subject, histogram
 from flexgen.compatibility.networks.effects import Cost, Effect
 from flexgen.compatibility.networks.rounding import Rounding
 from flexgen.compatibility.networks.sites import Requests, SiteAnswers
 from flexgen.conditional import Conditional
 from flexgen.errors import FlexgenError, UnsupportedQueryError
-from flexgen.exact import ConditionalTables
+from flexgen.exact import ConditionalTables, kernels
 from flexgen.rng import Randomness
 
 if TYPE_CHECKING:
@@ -36,10 +41,15 @@ if TYPE_CHECKING:
     from flexgen.compatibility.exact.family import Labels
     from flexgen.compatibility.exact.tables import TableCheck
 
-__all__ = ["ExactBlocks", "exact_blocks"]
+__all__ = ["BlockDiagnostic", "ExactBlocks", "ScanLaw", "exact_blocks", "orders_of", "scan_law", "site_labels"]
 
 _MOST_STATES = 1 << 16  # of a law that the exact tier computes
 _MOST_ORDERS = 6
+_EXACT_STATES = 256  # up to here `stationary` is accurate in every entry
+_RESIDUAL = 1e-12  # total variation of one sweep; above that many states
+_FINE = 1e-3  # a floor below this needs no better bound
+_ENTRIES = 1 << 24  # of the kernels of sweeps that are formed for one: 128 MiB
+_MOST_SWEEPS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +112,7 @@ class ExactBlocks:
         Args:
             max_orders, generator: as in `scan_laws`. Of a sample of the orders, the largest is at most that of all.
 
-        Blocks whose scans settle in several classes are left out. The floor is explained at `block_scans.scan_law`.
+        Blocks whose scans settle in several classes are left out. The floor is explained at `scan_law`.
         """
         orders = orders_of(self.sites.shape[1], whole_number("max_orders", max_orders, 2), generator)
         values, floors = [], []
@@ -182,7 +192,7 @@ def exact_blocks(
             f"have {states} states, which take {rows} rows through the network",
             f"Choose fewer sites: at most {_MOST_STATES} states a block.",
         )
-    named = _labelled(labels, answers)
+    named = site_labels(labels, answers)
     present = answers.present_in(x)
     observed = checked_observed("observed", observed, present)
     rounding = rounding or Rounding.measured(answers, x, present)
@@ -261,7 +271,7 @@ def _ask(
     return True
 
 
-def _labelled(labels: Labels | None, answers: SiteAnswers) -> list[tuple[str, tuple[Hashable, ...]]]:
+def site_labels(labels: Labels | None, answers: SiteAnswers) -> list[tuple[str, tuple[Hashable, ...]]]:
     """Name and categories of every site of the model."""
     sites, counts = answers.conditional.space.sites, answers.num_categories
     names = [site.name or f"x{i}" for i, site in enumerate(sites)]
@@ -279,3 +289,132 @@ def _labelled(labels: Labels | None, answers: SiteAnswers) -> list[tuple[str, tu
             f"Give one label for every category of each of the {len(counts)} sites of the model.",
         )
     return list(zip(names, each, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class ScanLaw:
+    """Where a scan that starts at a data row's state settles.
+
+    Args:
+        law: ``[K_1, .., K_k]``; NaN where several closed classes can be met.
+        floor: total variation by which rounding may have moved it, 0 to 1.
+    """
+
+    law: Tensor
+    floor: float
+
+
+def orders_of(num_sites: int, most: int, generator: Randomness | int) -> list[tuple[int, ...]]:
+    """All orders of the sites, or, if they are more than `most`, as many random ones: each beside its reverse."""
+    if math.factorial(num_sites) <= most:
+        return list(itertools.permutations(range(num_sites)))
+    source, seed = torch.Generator(), checked_seed(generator)
+    source.manual_seed(rng.key(seed, "orders"))
+    chosen: dict[tuple[int, ...], None] = {}
+    order = tuple(range(num_sites))
+    while len(chosen) < most:
+        chosen |= dict.fromkeys((order, order[::-1]))
+        order = tuple(torch.randperm(num_sites, generator=source).tolist())
+    return list(chosen)[:most]
+
+
+def scan_law(
+    tables: ConditionalTables, order: tuple[int, ...], start: Sequence[int] | None, relative: float
+) -> ScanLaw:
+    """The law at the end of a sweep in this order, of a scan that starts at a state.
+
+    Args:
+        tables: of the block.
+        order: of its sites.
+        start: a code a site; None: unknown, which is enough where there is one closed class.
+        relative: rounding of the tables' entries, relative.
+
+    The floor. Let entries change by factors between 1/f and f, f = exp(relative). A sweep's entries, sums of products
+    of k of them, then change by factors within f^k: one sweep from a law goes wrong by at most (f^k - 1) / 2 in total
+    variation, and the stationary law by at most n / (1 - t_n) times that, where t_n is the largest total variation
+    between sweeps' laws from two states after n of them. Also, without t_n: it changes by factors within
+    f^(2 k (S - 1)), S states, being a ratio of sums of products of S - 1 entries (Markov chain tree theorem).
+    """
+    classes = closed_classes(tables, order)
+    own = -1 if start is None else int(classes[tuple(start)])
+    if own < 0 and int(classes.max()) > 0:
+        return ScanLaw(torch.full(tables.shape, torch.nan, dtype=torch.float64), 1.0)
+    own = max(own, 0)
+    members = (classes == own).nonzero()  # [S, k]
+    law = stationary(tables, order, closed_class=own)
+    # A total variation is half of what all entries change by.
+    tree = math.expm1(min(2.0 * (len(members) - 1) * len(order) * relative, 1.0)) / 2
+    if len(members) <= _EXACT_STATES and tree <= _FINE:
+        return ScanLaw(law, tree)
+    residual = 0.0 if len(members) <= _EXACT_STATES else _RESIDUAL
+    error = math.expm1(min(len(order) * relative, 1.0)) / 2 + residual
+    floor = error * _memory(tables, order, members)
+    return ScanLaw(law, min(floor if residual else min(floor, tree), 1.0))
+
+
+def _memory(tables: ConditionalTables, order: tuple[int, ...], members: Tensor) -> float:
+    """n / (1 - t_n), the least for 1, 2, 4 and 8 sweeps; 1 - t_n is at least what the laws from all states share."""
+    first = members.clone()
+    first[:, order[0]] = 0  # which is drawn anew: states that differ there alone move alike
+    _, group = torch.unique(first, dim=0, return_inverse=True)
+    starts = members[torch.zeros_like(group).scatter_(0, group, torch.arange(len(group)))[: int(group.max()) + 1]]
+    num_states = math.prod(tables.shape)
+    if len(starts) * num_states > _ENTRIES:
+        return math.inf
+    laws = torch.zeros(len(starts), *tables.shape, dtype=torch.float64)
+    laws[(torch.arange(len(starts)), *starts.unbind(-1))] = 1.0
+    best, sweeps = math.inf, 0
+    while sweeps < _MOST_SWEEPS:
+        for _ in range(max(sweeps, 1)):
+            laws = kernels.sweep(laws, tables, order)
+        sweeps = max(2 * sweeps, 1)
+        shared = float(laws.amin(0).sum())
+        best = min(best, sweeps / shared) if shared > 0 else best
+        if shared > 0.5:
+            break
+    return best
+
+
+_MOST_STATES_PLANNED = 64
+_TITLE, _ACROSS = "do Gibbs scans of a block agree?", "total variation between the distributions of two scan orders"
+
+
+class BlockDiagnostic(Diagnostic):
+    """Random blocks of three (or two) categorical sites with few states, each in the context of a row that has them."""
+
+    name = "exact blocks"
+    effects: ClassVar[Mapping[str, str]] = {
+        "block scan divergence": "where Gibbs scans over a few sites settle, their order changed: total variation"
+    }
+    share = 0.1
+    if_nothing = "Scans of them settle in several classes of states."
+
+    def applies(self, subject: Subject) -> bool:
+        return len(subject.enumerated_sites) > 1
+
+    def plan(self, subject: Subject, forwards: float, source: torch.Generator) -> Plan:
+        counts = torch.tensor(subject.answers.num_categories, dtype=torch.float64)
+        few, order, present = subject.enumerated_sites, subject.order, subject.present.cpu()
+        for size in (3, 2):
+            if size > len(few) or not len(order):
+                continue
+            candidates = few[torch.rand(256, len(few), generator=source).argsort(-1)[:, :size]].sort(-1).values
+            candidates = candidates[counts[candidates].prod(-1) <= _MOST_STATES_PLANNED]
+            rows = order[torch.arange(len(candidates)) % len(order)]
+            whole = present[rows].gather(1, candidates).all(1)
+            rows, candidates = rows[whole], candidates[whole]
+            states = counts[candidates].prod(-1, keepdim=True)
+            cost = (states / counts[candidates] * subject.readings[candidates]).sum(-1).cumsum(0)  # rows
+            number = min(int((cost <= forwards).sum()), len(order))
+            if number:
+                what = f"{number} blocks of {size} sites, every state of each"
+                return Plan(rows[:number], int(cost[number - 1]), what, candidates[:number])
+        return Plan.nothing()
+
+    def measure(self, subject: Subject, x: Tensor, plan: Plan, part: slice) -> Found:
+        return Found([exact_blocks(subject.answers, x, plan.choices[part], rounding=subject.rounding).effect()])
+
+    def panels(self, results: Results) -> Sequence[Panel]:
+        if "block scan divergence" not in results.effects:
+            return ()
+        return [partial(histogram, name="block scan divergence", title=_TITLE, across=_ACROSS, count="blocks")]

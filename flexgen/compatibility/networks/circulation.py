@@ -13,13 +13,16 @@ Cost: 1 + m_i + m_j rows a pair and context (one holds both p(i|C) and p(j|C)), 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from flexgen import rng
 from flexgen.compatibility.networks.arguments import checked_observed, checked_rows, checked_seed
+from flexgen.compatibility.networks.diagnostic import Diagnostic, Found, Plan, Subject
 from flexgen.compatibility.networks.effects import Cost, Effect
 from flexgen.compatibility.networks.rectangles import checked_pairs, double_centred, shares
 from flexgen.compatibility.networks.rounding import Rounding
@@ -29,7 +32,7 @@ from flexgen.conditional import Conditional
 from flexgen.errors import FlexgenError
 from flexgen.rng import Randomness
 
-__all__ = ["Circulation", "circulation", "random_contexts", "subsets"]
+__all__ = ["Circulation", "CirculationDiagnostic", "circulation", "random_contexts", "subsets"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,3 +222,55 @@ def _spread(noise: Tensor, valid: Tensor) -> Tensor:
     over_b = filled.sum(-1, keepdim=True) / cells.sum(-1, keepdim=True).clamp_min(1)
     everywhere = filled.sum((-2, -1), keepdim=True) / cells.sum((-2, -1), keepdim=True).clamp_min(1)
     return filled + over_a + over_b + everywhere
+
+
+_MOST_ROWS = 256
+
+
+class CirculationDiagnostic(Diagnostic):
+    """Circulations in random contexts: whether the answers about different sets of sites fit together."""
+
+    name = "circulations"
+    effects: ClassVar[Mapping[str, str]] = {
+        "circulation": "p(i|C) p(j|C,i) against p(j|C) p(i|C,j), C random",
+        "circulation, interaction part": "the part of it that rectangles see (double-centred)",
+        "circulation, marginal part": "the rest: p(i|C) and p(j|C) against the two-site conditionals",
+    }
+    share = 0.2
+
+    def least(self, subject: Subject) -> float:
+        return float(_costs(subject).max())
+
+    def plan(self, subject: Subject, forwards: float, source: torch.Generator) -> Plan:
+        """Random pairs of their own in every row."""
+        pairs, each = subject.pairs, _costs(subject)
+        cells = int(forwards / float(each.mean()))
+        num_rows = min(_MOST_ROWS, len(subject.order), cells)
+        if num_rows < 1:
+            return Plan.nothing()
+        chosen = torch.randint(len(pairs), (num_rows, cells // num_rows), generator=source)
+        cost = each[chosen].sum(1).cumsum(0)
+        num_rows = int((cost <= forwards).sum())
+        if not num_rows:
+            return Plan.nothing()
+        what = f"{chosen.shape[1]} pairs, drawn anew in each of {num_rows} data rows"
+        return Plan(subject.order[:num_rows], int(cost[num_rows - 1]), what, pairs[chosen[:num_rows]])
+
+    def measure(self, subject: Subject, x: Tensor, plan: Plan, part: slice) -> Found:
+        result = circulation(
+            subject.answers,
+            x,
+            pairs=plan.choices[part].to(x.device),
+            values=subject.values,
+            pool=subject.pool,
+            rounding=subject.rounding,
+            generator=rng.key(subject.seed, "c", part.start),
+        )
+        return Found(result.effects())
+
+
+def _costs(subject: Subject) -> Tensor:
+    """Rows of every pair in a context, ``[P]``."""
+    pairs, readings = subject.pairs, subject.readings
+    head = torch.where((readings[pairs] > 1).any(1), readings[pairs].sum(1), 1.0)
+    return head + subject.widths[pairs].mul(readings[pairs].flip(1)).sum(1)

@@ -11,10 +11,14 @@ of a context; finite rectangles (`rectangles`) see further than the point, and n
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from flexgen.compatibility.networks.arguments import checked_observed, checked_rows, checked_sites, numbers
+from flexgen.compatibility.networks.diagnostic import Diagnostic, Found, Plan, Subject
 from flexgen.compatibility.networks.effects import Cost, Effect
 from flexgen.compatibility.networks.rectangles import all_pairs
 from flexgen.compatibility.networks.rounding import moved, unit_roundoff
@@ -23,7 +27,7 @@ from flexgen.conditional import Conditional, HasMarginals
 from flexgen.errors import UnsupportedQueryError
 from flexgen.query import Query
 
-__all__ = ["derivative_gaps", "mixed_derivatives", "spread_of"]
+__all__ = ["DerivativeDiagnostic", "derivative_gaps", "mixed_derivatives", "spread_of"]
 
 _PROBED_ROWS, _SAFETY, _OPERATIONS = 16, 4.0, 16.0
 
@@ -150,3 +154,38 @@ def _by_pairs(mixed: Tensor, pairs: Tensor, sites: Tensor) -> Tensor:
     """H_ij and H_ji of the pairs, ``[2, R, P]``, from ``[R, S, N]``."""
     place = torch.searchsorted(sites.to(pairs.device), pairs)  # [P, 2]; sites are sorted
     return torch.stack([mixed[:, place[:, 0], pairs[:, 1]], mixed[:, place[:, 1], pairs[:, 0]]])
+
+
+_MOST_ROWS = 1024
+
+
+class DerivativeDiagnostic(Diagnostic):
+    """Mixed derivatives of real sites, all of them if they can be had."""
+
+    name = "mixed derivatives"
+    effects: ClassVar[Mapping[str, str]] = {
+        "derivative gap": "mixed derivative of log p(i|j) against that of log p(j|i), times the spread of both sites"
+    }
+    share = 0.05
+
+    def applies(self, subject: Subject) -> bool:
+        return len(subject.real_sites) > 1
+
+    def least(self, subject: Subject) -> float:  # noqa: ARG002
+        return 8.0  # two sites in two rows, twice
+
+    def plan(self, subject: Subject, forwards: float, source: torch.Generator) -> Plan:
+        real = subject.real_sites
+        number, most_rows = min(len(real), int(forwards / 4 + 1e-9)), min(_MOST_ROWS, len(subject.order))
+        if number < 2 or not most_rows:
+            return Plan.nothing()
+        sites = real[torch.randperm(len(real), generator=source)[:number].sort().values]
+        contexts = int(forwards / number + 1e-9)  # the first 16 rows are evaluated twice
+        rows = subject.order[: min(most_rows, max(contexts // 2, contexts - _PROBED_ROWS) if contexts > 1 else 0)]
+        what = f"{number} real sites in each of {len(rows)} data rows"
+        cost = number * (len(rows) + min(len(rows), _PROBED_ROWS))
+        return Plan(rows, cost, what, sites, len(real) * (len(real) - 1) // 2)
+
+    def measure(self, subject: Subject, x: Tensor, plan: Plan, part: slice) -> Found:  # noqa: ARG002
+        spread = spread_of(subject.pool, subject.answers.present_in(subject.pool))
+        return Found([derivative_gaps(subject.answers, x, sites=plan.choices, spread=spread)])

@@ -9,7 +9,10 @@ Cost: at most one row a target and order; orders that begin alike share rows (gi
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +20,7 @@ from torch import Tensor
 from flexgen import rng
 from flexgen.checks import whole_number
 from flexgen.compatibility.networks.arguments import checked_observed, checked_rows, checked_seed
+from flexgen.compatibility.networks.diagnostic import Diagnostic, Found, Panel, Plan, Results, Subject, histogram
 from flexgen.compatibility.networks.effects import Cost, Effect
 from flexgen.compatibility.networks.rounding import Rounding
 from flexgen.compatibility.networks.sites import Requests, SiteAnswers
@@ -24,7 +28,7 @@ from flexgen.conditional import Conditional
 from flexgen.errors import FlexgenError
 from flexgen.rng import Randomness
 
-__all__ = ["OrderGaps", "order_gaps"]
+__all__ = ["OrderDiagnostic", "OrderGaps", "order_gaps"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,3 +136,41 @@ def _orders(orders: int | Tensor, num_rows: int, num_sites: int, generator: Rand
     streams = rng.Streams(checked_seed(generator), num_rows)
     drawn = rng.uniform((num_rows, orders - 1, num_sites), generator=streams, dtype=torch.float64).argsort(-1)
     return torch.cat([drawn[:, :1], drawn[:, :1].flip(-1), drawn[:, 1:]], dim=1)
+
+
+_MOST_TARGETS, _MOST_ROWS = 16, 1024
+_TITLE, _ACROSS = "order gap of the chain rule", "|log p by one order - by another|, nats a row"
+
+
+class OrderDiagnostic(Diagnostic):
+    """Two orders of the chain rule, each other's reverse, over up to 16 sites of a data row given the others."""
+
+    name = "order gaps"
+    effects: ClassVar[Mapping[str, str]] = {"order gap": "log p(row) by the chain rule in one order against another"}
+    share = 0.2
+
+    def least(self, subject: Subject) -> float:  # noqa: ARG002
+        return 4.0  # two orders of two sites
+
+    def plan(self, subject: Subject, forwards: float, source: torch.Generator) -> Plan:
+        sites = subject.sites
+        number = min(_MOST_TARGETS, len(sites), int(forwards / 2 + 1e-9))
+        if number < 2:
+            return Plan.nothing()
+        rows = subject.order[: min(_MOST_ROWS, int(forwards / (2 * number) + 1e-9))]
+        target = torch.zeros(len(rows), subject.x.shape[1], dtype=torch.bool)
+        target[:, sites] = torch.rand(len(rows), len(sites), generator=source).argsort(-1) < number
+        what = f"two orders of {number} sites in each of {len(rows)} data rows"
+        return Plan(rows, 2 * number * len(rows), what, target)
+
+    def measure(self, subject: Subject, x: Tensor, plan: Plan, part: slice) -> Found:
+        target, seed = plan.choices[part].to(x.device), rng.key(subject.seed, "o", part.start)
+        result = order_gaps(
+            subject.answers, x, target=target, observed=~target, rounding=subject.rounding, generator=seed
+        )
+        return Found([result.effect()])
+
+    def panels(self, results: Results) -> Sequence[Panel]:
+        if "order gap" not in results.effects:
+            return ()
+        return [partial(histogram, name="order gap", title=_TITLE, across=_ACROSS, count="pairs of orders")]

@@ -18,7 +18,10 @@ and that many are evaluated: fewer where data rows agree on what is observed.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +29,7 @@ from torch import Tensor
 from flexgen import rng
 from flexgen.checks import kind_of
 from flexgen.compatibility.networks.arguments import checked_observed, checked_rows, checked_seed
+from flexgen.compatibility.networks.diagnostic import Diagnostic, Example, Found, Panel, Plan, Results, Subject
 from flexgen.compatibility.networks.effects import Cost, Effect
 from flexgen.compatibility.networks.rounding import Rounding
 from flexgen.compatibility.networks.sites import Requests, SiteAnswers
@@ -34,7 +38,18 @@ from flexgen.conditional import Conditional
 from flexgen.errors import FlexgenError
 from flexgen.rng import Randomness
 
-__all__ = ["Rectangles", "all_pairs", "checked_pairs", "double_centred", "rectangles", "shares"]
+if TYPE_CHECKING:  # matplotlib is slow to import
+    from matplotlib.axes import Axes
+
+__all__ = [
+    "RectangleDiagnostic",
+    "Rectangles",
+    "all_pairs",
+    "checked_pairs",
+    "double_centred",
+    "rectangles",
+    "shares",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,12 +100,8 @@ class Rectangles:
         directions has it: how large a gap is met if the model redraws both sites.
         """
         one, other = self.log_cross_ratios()
-        gap = one - other
-        # Four log-probabilities a direction.
-        noise = _corners(self.rounding.of(self.forward)) + _corners(self.rounding.of(self.backward))
-        cells = self.valid.clone()
-        cells[..., 0, :] = False
-        cells[..., :, 0] = False
+        gap, noise = one - other, self._floor()
+        cells = self._opposite()
         log_joint = 0.5 * (_log_joint(self.forward, self.backward) + _log_joint(self.backward.mT, self.forward.mT).mT)
         weights = shares(log_joint - self.log_density, cells)
         uniform = shares(torch.zeros_like(gap), cells)
@@ -105,6 +116,17 @@ class Rectangles:
             self.cost,
             uniform_weights=uniform[cells],
         )
+
+    def _floor(self) -> Tensor:
+        """The most that rounding makes of each gap, ``[R, P, m, m]``: four log-probabilities a direction."""
+        return _corners(self.rounding.of(self.forward)) + _corners(self.rounding.of(self.backward))
+
+    def _opposite(self) -> Tensor:
+        """Cells that share neither value with the data's own, bool ``[R, P, m, m]``."""
+        cells = self.valid.clone()
+        cells[..., 0, :] = False
+        cells[..., :, 0] = False
+        return cells
 
 
 def rectangles(
@@ -249,3 +271,225 @@ def shares(log_weights: Tensor, cells: Tensor) -> Tensor:
 def _without(observed: Tensor, sites: Tensor) -> Tensor:
     """The observed sets ``[b, N]`` less one site each."""
     return observed.scatter(1, sites[:, None], False)
+
+
+_FEWEST_ROWS, _ENOUGH_ROWS, _MOST_ROWS = 10, 32, 1024  # clusters of an interval
+_MOST_NAMES, _MOST_POINTS, _MOST_EXAMPLES = 24, 4000, 5
+
+
+class RectangleDiagnostic(Diagnostic):
+    """Rectangles of complete conditionals: what Gibbs sampling uses, and what every model answers."""
+
+    name = "rectangles"
+    effects: ClassVar[Mapping[str, str]] = {
+        "rectangle gap": "log odds ratio of two sites given the rest: p(i|j) against p(j|i)"
+    }
+    share = 0.45
+
+    def least(self, subject: Subject) -> float:
+        return float(_alone(subject).min())
+
+    def plan(self, subject: Subject, forwards: float, source: torch.Generator) -> Plan:
+        """All pairs if 10 rows of them can be had, otherwise random pairs of each row's own, in 32 rows or fewer.
+
+        Were they the same in all rows, intervals clustered by row would not tell how pairs differ.
+        """
+        pairs, order, readings = subject.pairs, subject.order, subject.readings
+        each, most_rows, num_pairs = _costs(subject), len(subject.order), len(subject.pairs)
+
+        def cost(number: int, chosen: Tensor) -> float:
+            return float(each[chosen[:number]].sum() + readings[torch.unique(pairs[chosen[:number]])].sum())
+
+        if not most_rows or float(_alone(subject).min()) > forwards + 1e-9:
+            return Plan.nothing()
+        whole = cost(num_pairs, torch.arange(num_pairs))
+        if min(_FEWEST_ROWS, most_rows) * whole <= forwards:
+            rows = order[: min(_MOST_ROWS, int(forwards / whole))]
+            what = f"all {num_pairs} pairs in each of {len(rows)} data rows"
+            return Plan(rows, int(len(rows) * whole), what, pairs, num_pairs)
+        orders = [torch.randperm(num_pairs, generator=source) for _ in range(min(_ENOUGH_ROWS, most_rows))]
+        number = max(1, _most_of(lambda n: cost(n, orders[0]), forwards / len(orders), num_pairs))
+        spent = torch.tensor([cost(number, chosen) for chosen in orders], dtype=torch.float64).cumsum(0)
+        num_rows = int((spent <= forwards).sum())
+        if num_rows >= min(2, most_rows):
+            of_row = tuple(pairs[chosen[:number]] for chosen in orders[:num_rows])
+            what = f"{number} of {num_pairs} pairs, drawn anew in each of {num_rows} data rows"
+            return Plan(order[:num_rows], int(spent[num_rows - 1]), what, of_row, num_pairs)
+        alone = _alone(subject)
+        best = int(alone.argmin())
+        rows = order[: int(forwards / float(alone[best]) + 1e-9)]
+        what = f"the cheapest of {num_pairs} pairs in {len(rows)} data rows"
+        return Plan(rows, int(len(rows) * float(alone[best])), what, pairs[best : best + 1], num_pairs)
+
+    def measure(self, subject: Subject, x: Tensor, plan: Plan, part: slice) -> Found:
+        def measured(rows: Tensor, pairs: Tensor, first: int) -> tuple[Rectangles, Effect]:
+            result = rectangles(
+                subject.answers,
+                rows,
+                pairs=pairs,
+                values=subject.values,
+                pool=subject.pool,
+                rounding=subject.rounding,
+                generator=rng.key(subject.seed, "r", first),
+            )
+            return result, result.effect()
+
+        if isinstance(plan.choices, Tensor):
+            pieces = [(measured(x, plan.choices, part.start), torch.arange(len(x)))]
+        else:
+            pieces = [
+                (measured(x[k : k + 1], pairs, part.start + k), torch.tensor([k]))
+                for k, pairs in enumerate(plan.choices[part])
+            ]
+        ratios = [
+            torch.stack([side[result._opposite()].cpu() for side in result.log_cross_ratios()])
+            for (result, _), _ in pieces
+        ]  # [2, M] each
+        forward, backward = torch.cat(ratios, dim=1)
+        examples = [place for (result, _), rows in pieces for place in _examples(result, x, rows, subject)]
+        return Found(
+            [effect.at_rows(rows) for (_, effect), rows in pieces],
+            {"forward": forward, "backward": backward},
+            sorted(examples, key=lambda place: -abs(place.gap))[:_MOST_EXAMPLES],
+        )
+
+    def panels(self, results: Results) -> Sequence[Panel]:
+        there = [_heat_map] if "rectangle gap" in results.effects else []
+        return [*there, _directions] if len(results.directions.get("forward", ())) else there
+
+
+def _costs(subject: Subject) -> Tensor:
+    """Rows a pair takes in a context, those of the data's own values aside, ``[P]``."""
+    pairs = subject.pairs
+    return (subject.widths[pairs].flip(1) - 1).mul(subject.readings[pairs]).sum(1)
+
+
+def _alone(subject: Subject) -> Tensor:
+    """Rows that a pair takes by itself, ``[P]``."""
+    return _costs(subject) + subject.readings[subject.pairs].sum(1)
+
+
+def _most_of(cost: Callable[[int], float], share: float, most: int) -> int:
+    """The largest number whose cost, which grows with it, is within a share."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if cost(middle) <= share else (low, middle - 1)
+    return low
+
+
+def _examples(result: Rectangles, x: Tensor, rows: Tensor, subject: Subject) -> list[Example]:
+    """The rectangles of some data rows whose two directions differ most; rows of the result are these of x."""
+    one, other = result.log_cross_ratios()
+    gap = (one - other).abs()
+    above = result._opposite() & ((gap > result._floor()) | gap.isinf())
+    gap = torch.where(above, gap, 0.0).cpu()
+    found = []
+    for place in gap.flatten().topk(min(_MOST_EXAMPLES, gap.numel())).indices.tolist():
+        r, p, a, b = (int(k) for k in torch.unravel_index(torch.tensor(place), gap.shape))
+        if gap[r, p, a, b] <= 0:
+            continue
+        sites = result.pairs[p].tolist()
+        values = (
+            (result.values_i[r, p, 0], result.values_i[r, p, a]),
+            (result.values_j[r, p, 0], result.values_j[r, p, b]),
+        )
+        row = int(rows[r])
+        found.append(
+            Example(
+                "rectangle gap",
+                row,
+                tuple(subject.names[site] for site in sites),
+                tuple(
+                    (subject.label(site, float(own)), subject.label(site, float(new)))
+                    for site, (own, new) in zip(sites, values, strict=True)
+                ),
+                (float(one[r, p, a, b]), float(other[r, p, a, b])),
+                subject.context(x[row]),
+            )
+        )
+    return found
+
+
+def _heat_map(ax: Axes, results: Results) -> None:
+    """Mean gap of every pair of sites that were examined; hatched where a pair was not looked at."""
+    import numpy as np
+    from matplotlib.patches import Patch
+
+    effect = results.effects["rectangle gap"]
+    frame = effect.by_sites()
+    paired = frame[["site_0", "site_1"]].to_numpy()
+    examined = [np.unique(other.sites.numpy()) for other in results.effects.values() if other.sites.shape[1]]
+    sites = functools.reduce(np.union1d, examined, paired.ravel())
+    place = {site: k for k, site in enumerate(sites)}
+    table = np.full((len(sites), len(sites)), np.nan)
+    for i, j, value in frame[["site_0", "site_1", "weighted"]].itertuples(index=False):
+        table[place[i], place[j]] = table[place[j], place[i]] = value
+    unseen = np.isnan(table) & ~np.eye(len(sites), dtype=bool)
+    ax.set_facecolor("white")
+    if unseen.any():
+        ax.pcolor(
+            np.arange(len(sites) + 1) - 0.5,
+            np.arange(len(sites) + 1) - 0.5,
+            np.ma.masked_where(~unseen, np.zeros_like(table)),
+            cmap="Greys",
+            vmin=0.0,
+            vmax=1.0,
+            hatch="////",
+            edgecolor="#bbbbbb",
+            lw=0,
+        )
+        ax.legend(
+            handles=[Patch(facecolor="white", edgecolor="#bbbbbb", hatch="////", label="not examined")],
+            loc="lower left",
+            bbox_to_anchor=(1.02, -0.02),
+            frameon=False,
+            fontsize=7,
+        )
+    # What rounding explains is pale: the scale reaches the floor at least.
+    top = max(float(np.nanmax(table)), float(frame["floor"].max())) or 1.0
+    shown = ax.imshow(table, cmap="magma_r", vmin=0.0, vmax=top)
+    bar = ax.figure.colorbar(shown, ax=ax, shrink=0.85)
+    bar.ax.tick_params(labelsize=7)
+    bar.set_label("mean |gap|, nats", fontsize=8)
+    if results.margin is not None and results.margin < top:
+        bar.ax.axhline(results.margin, color="#1b7f4b", lw=2)
+        bar.ax.text(-0.15, results.margin, "margin", color="#1b7f4b", fontsize=7, ha="right", va="center")
+    if len(sites) <= _MOST_NAMES:
+        names = [_short(results.names[site]) for site in sites]
+        ax.set_xticks(range(len(sites)), names, rotation=90, fontsize=7)
+        ax.set_yticks(range(len(sites)), names, fontsize=7)
+    else:
+        ax.tick_params(labelsize=7)
+        ax.set_xlabel("site", fontsize=8)
+    ax.set_title("interaction gap of pairs, by probability", fontsize=9, loc="left")
+
+
+def _directions(ax: Axes, results: Results) -> None:
+    """Each rectangle's log odds ratio from the one direction against that from the other."""
+    import numpy as np
+
+    from flexgen.plots import SAMPLED
+
+    one, other = (np.asarray(results.directions[name]) for name in ("forward", "backward"))
+    finite = np.isfinite(one) & np.isfinite(other)
+    one, other = one[finite], other[finite]
+    if len(one) > _MOST_POINTS:
+        chosen = np.random.default_rng(0).choice(len(one), _MOST_POINTS, replace=False)
+        one, other = one[chosen], other[chosen]
+    both = np.concatenate([one, other])
+    reach = 1.05 * float(np.percentile(np.abs(both), 99.5)) if len(both) else 1.0
+    reach = reach or 1.0
+    ax.plot([-reach, reach], [-reach, reach], color="#999999", lw=1, zorder=0)
+    size, alpha = (3, 0.3) if len(one) > 500 else (5, 0.6)
+    ax.plot(one, other, ".", color=SAMPLED, ms=size, alpha=alpha, mew=0, rasterized=True)
+    ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+    ax.set_xlabel("log odds ratio from p(i | j), nats", fontsize=8)
+    ax.set_ylabel("log odds ratio from p(j | i), nats", fontsize=8)
+    ax.tick_params(labelsize=7)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.set_title("the two directions; a joint puts all on the line", fontsize=9, loc="left")
+
+
+def _short(text: str, most: int = 14) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,25 +1,54 @@
-"""What a diagnosis found, to be read by a person: a table, a data frame, pictures, one HTML file."""
+"""What a diagnosis found, to be read by a person: text, a table, pictures, one HTML file, and a file to keep it in.
+
+A report keeps two questions apart. *Is there a joint?* A network's answers are not random, so that one value above its
+floor of rounding refutes; that says nothing of size. *How far from one?* That is the mean effect with its interval, put
+in a size class on a practical scale (`SCALES`): a gap of g nats means that odds, by one route and by the other, differ
+by a factor e^g.
+"""
 
 from __future__ import annotations
 
+import base64
 import dataclasses
-from collections.abc import Mapping
+import io
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
-from rich.console import Group
+from rich import box
+from rich.console import Console, Group, JustifyMethod
+from rich.table import Table
+from rich.text import Text
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from flexgen.checks import did_you_mean
 from flexgen.compatibility.networks.arguments import check_margin
+from flexgen.compatibility.networks.diagnostic import Diagnostic, Example
 from flexgen.compatibility.networks.effects import Cost, Effect, Estimate, Verdict
-from flexgen.compatibility.networks.report_summary import Summary
-from flexgen.errors import FlexgenError
+from flexgen.compatibility.networks.measurement import DIAGNOSTICS
+from flexgen.errors import CheckpointError, FlexgenError
 
-__all__ = ["Report", "Summary"]
+if TYPE_CHECKING:  # matplotlib is slow to import
+    from matplotlib.figure import Figure
+    from pandas.io.formats.style import Styler
+
+__all__ = ["SCALES", "Report", "Summary", "interval", "number", "told"]
+
+SCALES: dict[str, tuple[float, float, float]] = {"nats": (0.01, 0.1, 1.0), "total variation": (0.01, 0.05, 0.2)}
+"""By unit: where an effect stops being negligible, where small, and where moderate; above that it is large."""
+SIZES = ("negligible", "small", "moderate", "large")
+
+_FORMAT = "flexgen compatibility report 1"
+_COLOURS = {"moderate": "#9a6700", "large": "#b3261e", "equivalent": "#1b7f4b"}
+_STYLES = {"moderate": "yellow", "large": "red", "equivalent": "green"}
+_EXAMPLES_PRINTED, _PAIRS_PRINTED, _PAIRS_ON_PAGE = 2, 3, 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,11 +65,14 @@ class Report:
         assumptions: sentences about what was looked at and how.
         caveats: sentences about what the result cannot tell.
         cost: of everything.
-        directions: ``"forward"`` and ``"backward"``: log cross-ratios ``[M]`` of the rectangles, for the picture.
+        directions: ``"forward"`` and ``"backward"``: log odds ratios ``[M]`` of the rectangles, for the picture.
         others: further results by title (two-sample tests of scans, score asymmetry, impact): frozen dataclasses or
             effects, shown below the table; see `with_result`.
         num_pairs: of sites there are, by the name of an effect that looks at chosen pairs; where it saw fewer, the
             summary says so.
+        examples: the places with the largest gaps, in words.
+        diagnostics: the list that was followed: it explains the effects and draws the pictures.
+        settings: what makes two reports comparable: seed, values, and a digest of the rows and choices of each effect.
 
     In a notebook it shows itself; in a terminal ``print(report)`` does.
     """
@@ -57,16 +89,19 @@ class Report:
     directions: Mapping[str, Any] = field(default_factory=dict)
     others: Mapping[str, Any] = field(default_factory=dict)
     num_pairs: Mapping[str, int] = field(default_factory=dict)
+    examples: tuple[Example, ...] = ()
+    diagnostics: Sequence[Diagnostic] = DIAGNOSTICS
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def verdict(self) -> Verdict:
         """Of all effects together: refuted if any refutes, equivalent if all are within the margin.
 
         A margin is in nats; where one is given, effects in another unit do not decide, and the summary says what they
-        show.
+        show. How far from a joint the model is, `size` says.
         """
-        asked = [name for name, effect in self.effects.items() if self.margin is None or effect.unit == "nats"]
-        verdicts = {self.verdict_of(name) for name in asked} - {"not measured"}
+        judged = [name for name, effect in self.effects.items() if self.margin is None or effect.unit == "nats"]
+        verdicts = {self.verdict_of(name) for name in judged} - {"not measured"}
         if not verdicts:
             return "not measured"
         if "refuted" in verdicts:
@@ -77,6 +112,33 @@ class Report:
         """Of one effect, by its name."""
         effect = self._effect("name", name)
         return effect.verdict(self.margin if effect.unit == "nats" else None, level=self.level)
+
+    @property
+    def size(self) -> str:
+        """The largest size of all effects: ``"negligible"``, ``"small"``, ``"moderate"`` or ``"large"``.
+
+        ``"within rounding"`` where no value is above its floor, ``"not measured"`` where there is none.
+        """
+        order = ("not measured", "", "within rounding", *SIZES)
+        return max((self.size_of(name) for name in self.effects), key=order.index, default="not measured")
+
+    def size_of(self, name: str) -> str:
+        """The size class of an effect's mean by probability, on the scale of `SCALES`.
+
+        An effect with infinite values, where one route calls impossible what the other does not, is large. Units
+        without a scale have no size: ``""``.
+        """
+        effect = self._effect("name", name)
+        if not len(effect):
+            return "not measured"
+        if effect.share_above_floor == 0:
+            return "within rounding"
+        if effect.num_infinite:
+            return "large"
+        if effect.unit not in SCALES:
+            return ""
+        mean = effect.weighted(level=self.level).value
+        return SIZES[sum(mean >= bound for bound in SCALES[effect.unit])]
 
     def pairs_of(self, name: str) -> tuple[int, int] | None:
         """How many pairs of sites an effect saw, of how many there are; None if all."""
@@ -102,7 +164,7 @@ class Report:
         return Summary(self)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """A row for every effect: estimates, intervals, floor, sample sizes, cost, verdict."""
+        """A row for every effect: estimates, intervals, floor, sample sizes, cost, size, verdict."""
         rows = []
         for name, effect in self.effects.items():
             row: dict[str, Any] = {"effect": name, "unit": effect.unit}
@@ -117,6 +179,7 @@ class Report:
                 "num_rows": effect.num_rows,
                 "forwards": effect.cost.forwards,
                 "seconds": effect.cost.seconds,
+                "size": self.size_of(name),
                 "verdict": self.verdict_of(name),
             }
             rows.append(row)
@@ -134,17 +197,112 @@ class Report:
             frame[column] = [self.names[site] for site in frame[column]]
         return frame.sort_values("weighted", ascending=False, ignore_index=True)
 
+    def places(self) -> pd.DataFrame:
+        """The places with the largest gaps, in words: a row each, with both routes' numbers."""
+        return pd.DataFrame(
+            [
+                {
+                    "effect": e.effect,
+                    "row": e.row,
+                    "sites": ", ".join(e.sites),
+                    "values": "; ".join(f"{own} or {other}" for own, other in e.values),
+                    "first_route": e.routes[0],
+                    "second_route": e.routes[1],
+                    "gap": e.gap,
+                    "context": e.context,
+                }
+                for e in self.examples
+            ],
+            columns=["effect", "row", "sites", "values", "first_route", "second_route", "gap", "context"],
+        )
+
+    # Pictures, and the file that holds everything for a reader.
+
     def plot(self) -> Figure:
         """Pair heat map, the two directions against each other, order gaps, scans: what there is of them."""
-        from flexgen.compatibility.networks.report_plots import plot_report  # matplotlib is slow to import
+        from flexgen.plots import Picture
 
-        return plot_report(self)
+        panels = self._panels()
+        columns, lines = min(len(panels), 2) or 1, math.ceil(len(panels) / 2) or 1
+        figure = Picture(figsize=(5.2 * columns, 4.3 * lines + 0.4), layout="constrained")
+        axes = figure.subplots(lines, columns, squeeze=False).ravel()
+        for ax, panel in zip(axes, panels, strict=False):
+            panel(ax, self)
+        for ax in axes[len(panels) :]:
+            ax.set_visible(False)
+        figure.suptitle(f"{self.model}: {self._judged()}", fontsize=12, x=0.01, ha="left")
+        return figure
 
     def to_html(self, path: str | Path) -> Path:
-        """One self-contained file: the table, the pictures, the assumptions. Returns its path."""
-        from flexgen.compatibility.networks.report_html import write_html
+        """One self-contained page for any screen: effects, worst pairs, pictures, assumptions. Returns its path."""
+        path = _writable(path, (".html", ".htm"), "report.html", "plot() saves pictures.")
+        _replace(path, lambda partial: partial.write_text(_page(self), encoding="utf-8"))
+        return path
 
-        return write_html(self, Path(path))
+    def _panels(self) -> list[Callable[[Any, Any], None]]:
+        return [panel for entry in self.diagnostics for panel in entry.panels(self)]
+
+    def _judged(self) -> str:
+        """The verdict, and the size where something was refuted."""
+        return f"{self.verdict}, {self.size}" if self.verdict == "refuted" and self.size in SIZES else self.verdict
+
+    # Files that `load` reads.
+
+    def save(self, path: str | Path) -> Path:
+        """Keeps all numbers in one ``.safetensors`` file, in place only once it is whole. Returns its path.
+
+        Further results that are no effects are kept as the text that they print.
+        """
+        path = _writable(path, (".safetensors",), "report.safetensors", "to_html() writes a page.")
+        tensors, effects = {}, []
+        for k, (name, effect) in enumerate(self.effects.items()):
+            for part, values in _parts(effect).items():
+                tensors[f"effects.{k}.{part}"] = values.contiguous()
+            effects.append(
+                {"key": name, "name": effect.name, "unit": effect.unit, "cost": dataclasses.asdict(effect.cost)}
+            )
+        for name, values in self.directions.items():
+            tensors[f"directions.{name}"] = torch.as_tensor(values).contiguous()
+        described = {
+            "format": _FORMAT,
+            "effects": effects,
+            "others": {title: told(result) for title, result in self.others.items()},
+            "cost": dataclasses.asdict(self.cost),
+            "examples": [dataclasses.asdict(example) for example in self.examples],
+            "num_pairs": dict(self.num_pairs),
+            "settings": dict(self.settings),
+            **{name: getattr(self, name) for name in _PLAIN},
+        }
+        _replace(path, lambda partial: save_file(tensors, partial, {"report": json.dumps(described)}))
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path, *, diagnostics: Sequence[Diagnostic] = DIAGNOSTICS) -> Report:
+        """What `save` wrote. Nothing in the file is executed.
+
+        Args:
+            path: of the file.
+            diagnostics: the list, if it held your own: they explain and draw their effects.
+
+        Raises:
+            CheckpointError: no such file, or one that holds no report.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise CheckpointError("path", f"{str(path)!r} is no file", "Name a file that Report.save wrote.")
+        fix = "Name a file that Report.save of this version wrote."
+        try:
+            with safe_open(path, framework="pt") as file:
+                described = json.loads((file.metadata() or {}).get("report", "{}"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError("path", f"{str(path)!r} holds no report ({error})", fix) from error
+        if described.get("format") != _FORMAT:
+            raise CheckpointError("path", f"{str(path)!r} holds {described.get('format', 'no report')}", fix)
+        try:
+            return _from_file(described, tensors, diagnostics)
+        except (KeyError, TypeError, AttributeError, FlexgenError) as error:
+            raise CheckpointError("path", f"{str(path)!r} holds a broken report ({error!r})", fix) from error
 
     def _effect(self, argument: str, name: str) -> Effect:
         if name not in self.effects:
@@ -161,3 +319,463 @@ class Report:
 
     def __repr__(self) -> str:
         return repr(self.summary())
+
+
+_PLAIN = ("names", "model", "num_data", "margin", "level", "assumptions", "caveats")
+
+
+def _parts(effect: Effect) -> dict[str, torch.Tensor]:
+    """The tensors that make an effect, its weights as they were given."""
+    assert effect.uniform_weights is not None
+    return {
+        "values": effect.values,
+        "weights": effect.weights * effect._weights_total,
+        "rows": effect.rows,
+        "sites": effect.sites,
+        "floor": effect.floors,
+        "uniform_weights": effect.uniform_weights * effect._uniform_weights_total,
+    }
+
+
+def _from_file(
+    described: dict[str, Any], tensors: dict[str, torch.Tensor], diagnostics: Sequence[Diagnostic]
+) -> Report:
+    effects = {}
+    for k, entry in enumerate(described["effects"]):
+        start = f"effects.{k}."
+        parts = {name.removeprefix(start): values for name, values in tensors.items() if name.startswith(start)}
+        effects[entry["key"]] = Effect(entry["name"], cost=Cost(**entry["cost"]), unit=entry["unit"], **parts)
+    examples = (
+        Example(
+            **{
+                **entry,
+                "sites": tuple(entry["sites"]),
+                "values": tuple((own, other) for own, other in entry["values"]),
+                "routes": (entry["routes"][0], entry["routes"][1]),
+            }
+        )
+        for entry in described["examples"]
+    )
+    plain = {name: described[name] for name in _PLAIN}
+    plain |= {name: tuple(plain[name]) for name in ("names", "assumptions", "caveats")}
+    return Report(
+        effects,
+        **plain,
+        cost=Cost(**described["cost"]),
+        directions={name[11:]: values for name, values in tensors.items() if name.startswith("directions.")},
+        others=described["others"],
+        num_pairs=described["num_pairs"],
+        examples=tuple(examples),
+        diagnostics=diagnostics,
+        settings=described["settings"],
+    )
+
+
+def _writable(path: str | Path, suffixes: tuple[str, ...], example: str, otherwise: str) -> Path:
+    path = Path(path)
+    if path.is_dir():
+        raise FlexgenError("path", f"{str(path)!r} is a folder", f"Name a file, such as {example}.")
+    if path.suffix.lower() not in suffixes:
+        fix = f"Name {'an' if suffixes[0] == '.html' else 'a'} {suffixes[0]} file; {otherwise}"
+        raise FlexgenError("path", f"{str(path)!r} does not end in {suffixes[0]}", fix)
+    if not path.parent.is_dir():
+        raise FlexgenError("path", f"{str(path)!r} is in a folder that is not there", "Make the folder first.")
+    return path
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """Writes beside the file, which is replaced only once the new one is whole."""
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        write(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class Summary:
+    """The report as a table: rich in a terminal, HTML in a notebook, text where it is printed."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+
+    def headline(self) -> str:
+        """The result in a few sentences: is there a joint, and how far from one is the model?"""
+        report = self.report
+        effects = [e for e in report.effects.values() if e.unit == "nats" and len(e)]
+        if not effects:
+            return "Nothing could be measured."
+        name, first = self._quoted()
+        estimate = first.weighted(level=report.level)
+        size = f"mean {name} {number(estimate.value)} {first.unit} ({interval(estimate)}){self._over(name, ' over ')}"
+        above, values = sum(int(e._above.sum()) for e in effects), sum(map(len, effects))
+        match report.verdict:
+            case "refuted":
+                said = f"Compatibility is refuted: no joint has these conditionals; {size}. {self._in_words(name)}"
+            case "equivalent within margin":
+                said = f"Every effect measured in nats is below the margin of {report.margin:g} nats; {size}."
+                if above:
+                    said += f" Not zero: rounding does not explain {above:,} of {values:,} values."
+            case _:
+                said = (
+                    f"Compatibility is not refuted by {first.num_rows} data rows; {size}. Samples can refute, never "
+                    "prove it."
+                )
+        return " ".join([said.strip(), *self._beside_the_margin()])
+
+    def _in_words(self, name: str) -> str:
+        """What the size of an effect means, and which effect is larger in class, if one is."""
+        report = self.report
+        effect, size = report.effects[name], report.size_of(name)
+        mean = effect.weighted(level=report.level).value
+        if size not in SIZES:
+            said = ""
+        elif effect.num_infinite:
+            said = f"In size that is large: {effect.num_infinite:,} values are infinite, impossible by one route only."
+        elif effect.unit == "nats":
+            said = f"In size that is {size}: by the two routes, odds differ by a factor of {_odds(mean)} on average."
+        else:
+            said = f"In size that is {size}: probabilities differ by up to {number(mean)}."
+        if report.size != size and report.size in SIZES:
+            larger = next(other for other in report.effects if report.size_of(other) == report.size)
+            other = report.effects[larger].weighted(level=report.level).value
+            said += f" The {larger} is {report.size}: {number(other)} {report.effects[larger].unit}."
+        return said
+
+    def _quoted(self) -> tuple[str, Effect]:
+        """The effect that shows the verdict: the first that refutes in the mean, or the furthest above its floor."""
+        report = self.report
+        some = {n: e for n, e in report.effects.items() if len(e) and (e.unit == "nats" or report.margin is None)}
+        refuting = [name for name in some if report.verdict_of(name) == "refuted"]
+        if report.verdict == "refuted" and refuting:
+            name = next(filter(self._plainly, refuting), max(refuting, key=self._above_floor))
+        elif report.verdict == "equivalent within margin":
+            name = max(some, key=lambda n: some[n].weighted(level=report.level).value)
+        else:
+            name = next(n for n, e in some.items() if e.unit == "nats")
+        return name, some[name]
+
+    def _plainly(self, name: str) -> bool:
+        """Whether the interval of an effect lies above its floor."""
+        estimate = self.report.effects[name].weighted(level=self.report.level)
+        return estimate.low > estimate.floor
+
+    def _above_floor(self, name: str) -> float:
+        """How many times its floor an effect is; without limit where values are infinite, or the floor is zero."""
+        effect = self.report.effects[name]
+        estimate = effect.weighted(level=self.report.level)
+        return math.inf if effect.num_infinite or estimate.floor == 0 else estimate.value / estimate.floor
+
+    def _over(self, name: str, before: str) -> str:
+        """On how many of the pairs an effect rests, where they are not all."""
+        pairs = self.report.pairs_of(name)
+        return "" if pairs is None else f"{before}{pairs[0]:,} of {pairs[1]:,} pairs"
+
+    def _beside_the_margin(self) -> list[str]:
+        """Refuted effects of which a margin in nats does not speak."""
+        report = self.report
+        others = [n for n, e in report.effects.items() if e.unit != "nats" and report.verdict_of(n) == "refuted"]
+        if report.margin is None or report.verdict == "refuted":
+            return []
+        return [
+            f"The margin is in nats and does not speak of the {name}, which is refuted: "
+            f"{number(report.effects[name].weighted(level=report.level).value)} {report.effects[name].unit}."
+            for name in others
+        ]
+
+    def table_rows(self) -> list[tuple[str, ...]]:
+        report = self.report
+        rows: list[tuple[str, ...]] = []
+        for name, effect in report.effects.items():
+            weighted, uniform = effect.weighted(level=report.level), effect.uniform(level=report.level)
+            unit = "" if effect.unit == "nats" else f" [{effect.unit}]"
+            rows.append(
+                (
+                    name + unit + self._over(name, ", over "),
+                    f"{number(weighted.value)} ({interval(weighted)})",
+                    f"{number(uniform.value)} ({interval(uniform)})",
+                    number(weighted.floor),
+                    f"{100 * effect.share_above_floor:.0f} %",
+                    f"{len(effect):,} / {effect.num_rows}",
+                    f"{effect.cost.forwards:,}",
+                    report.verdict_of(name) + self._sized(name),
+                )
+            )
+        return rows
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        level = f"{100 * self.report.level:g} %"
+        return (
+            "effect (mean size, nats)",
+            f"by probability ({level})",
+            f"uniform ({level})",
+            "floor",
+            "above",
+            "values / rows",
+            "forwards",
+            "verdict, size",
+        )
+
+    def _sized(self, name: str) -> str:
+        """The size class of an effect that is refuted, to be read behind its verdict."""
+        size = self.report.size_of(name)
+        return f", {size}" if self.report.verdict_of(name) == "refuted" and size in SIZES else ""
+
+    def colour_of(self, name: str) -> str:
+        """What colours an effect: its size class if it is refuted, ``"equivalent"``, or nothing."""
+        verdict = self.report.verdict_of(name)
+        return "equivalent" if verdict.startswith("equivalent") else self._sized(name).removeprefix(", ")
+
+    def worst(self) -> list[str]:
+        """Where the routes disagree most, in words: pairs of sites on average, then single places."""
+        report, lines = self.report, []
+        gaps = report.effects.get("rectangle gap")
+        if gaps is not None and gaps.share_above_floor > 0:
+            frame = report.pairs().head(_PAIRS_PRINTED)
+            each = [
+                f"{one} × {other} {number(gap)} nats (odds ×{_odds(gap)})"
+                for one, other, gap in zip(frame["site_0"], frame["site_1"], frame["weighted"], strict=True)
+            ]
+            lines.append(f"Largest mean gaps: {'; '.join(each)}.")
+        return [*lines, *(_place(example) for example in report.examples[:_EXAMPLES_PRINTED])]
+
+    def words(self) -> list[str]:
+        """Assumptions, what sizes mean, cost and caveats, a sentence each."""
+        report = self.report
+        cost = f"{report.cost.forwards:,} rows through the network in {report.cost.batches:,} batches"
+        means = (
+            "By probability: values count by how likely the model makes them; data frames and functions call this mean "
+            "weighted. Uniform: all values looked at count alike."
+        )
+        low, middle, high = SCALES["nats"]
+        tv = ", ".join(f"{bound:g}" for bound in SCALES["total variation"])
+        sizes = (
+            f"Size of the mean by probability, in nats: negligible below {low:g} (odds off by a factor of "
+            f"{_odds(low)}), small below {middle:g} ({_odds(middle)}), moderate below {high:g} ({_odds(high)}), large "
+            f"above; of a total variation the bounds are {tv}. A model that is refuted by little may serve you well."
+        )
+        return [*report.assumptions, means, sizes, f"Cost: {cost}, {report.cost.seconds:.1f} s.", *report.caveats]
+
+    def meaning(self, name: str) -> str:
+        """What an effect is, in a sentence; nothing for one that no diagnostic reports."""
+        return next((entry.effects[name] for entry in self.report.diagnostics if name in entry.effects), "")
+
+    def __rich__(self) -> Group:
+        report = self.report
+        table = Table(box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, collapse_padding=True)
+        for k, column in enumerate(self.columns):
+            side: JustifyMethod = "left" if k in _LEFT else "right"
+            table.add_column(column, justify=side, overflow="fold", no_wrap=k in (1, 2))  # the name gives way first
+        for name, row in zip(report.effects, self.table_rows(), strict=True):
+            table.add_row(*(Text(cell) for cell in row), style=_STYLES.get(self.colour_of(name)))
+        parts: list[Any] = [Text(f"Compatibility of {report.model}", style="bold"), Text(self.headline()), table]
+        parts += [Text(line) for line in self.worst()]
+        for title, result in report.others.items():
+            parts.append(Text(f"{title}: {told(result)}"))
+        parts.append(Text("\n".join(f"· {line}" for line in self.words()), style="dim"))
+        return Group(*parts)
+
+    def _repr_html_(self) -> str:
+        return _fragment(self)
+
+    def __repr__(self) -> str:
+        # Said to rich in so many words: in a Jupyter kernel it would write to the cell's output, with colours.
+        console = Console(
+            width=132, force_jupyter=False, force_terminal=False, color_system=None, no_color=True, legacy_windows=False
+        )
+        with console.capture() as captured:
+            console.print(self)
+        return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+_LEFT = (0, 7)  # columns of the table that hold words
+
+
+def _place(example: Example) -> str:
+    """An example as a sentence."""
+    own = ", ".join(
+        f"{site}: {values[0]} or {values[1]}" for site, values in zip(example.sites, example.values, strict=True)
+    )
+    where = f"row {example.row}" + (f" “{example.context}”" if example.context else "")
+    one, other = (number(route) for route in example.routes)
+    first, second = example.sites
+    return (
+        f"Large single gap, in {where}: {own}. Log odds ratio {one} nats by p({first} | {second}, rest), {other} by "
+        f"p({second} | {first}, rest)."
+    )
+
+
+def _odds(nats: float) -> str:
+    """e^nats, the factor between odds, with as many digits as show that it is not 1."""
+    if not math.isfinite(nats) or nats > 20:
+        return "e^" + number(nats)
+    factor = math.exp(nats)
+    digits = max(2, 1 - math.floor(math.log10(factor - 1))) if factor > 1 else 0
+    return f"{factor:.{min(digits, 9)}f}" if factor < 100 else f"{factor:.3g}"
+
+
+def number(value: float) -> str:
+    """Three significant digits; tiny ones as powers of ten."""
+    if not math.isfinite(value):
+        return "–" if math.isnan(value) else "∞" if value > 0 else "-∞"
+    if value == 0 or 1e-3 <= abs(value) < 1e4:
+        return f"{value:.3g}"
+    return f"{value:.1e}"
+
+
+def interval(estimate: Estimate) -> str:
+    return f"{number(estimate.low)} to {number(estimate.high)}"
+
+
+def told(result: Any) -> str:
+    """A further result as text: what it prints, or else its numbers by name."""
+    if not dataclasses.is_dataclass(result) or type(result).__str__ is not object.__str__:
+        return str(result)
+    numbers = []
+    for part in dataclasses.fields(result):
+        value, name = getattr(result, part.name), part.name.replace("_", " ")
+        if isinstance(value, bool | int | str):
+            numbers.append(f"{name} {value}")
+        elif isinstance(value, float):
+            numbers.append(f"{name} {number(value)}")
+        elif isinstance(value, Estimate):
+            numbers.append(f"{name} {number(value.value)} ({interval(value)})")
+        elif isinstance(value, tuple) and value:
+            numbers.append(f"{name} ({'; '.join(number(v) if isinstance(v, float) else told(v) for v in value)})")
+    return ", ".join(numbers)
+
+
+# HTML.
+
+_STYLE = """
+:root{color-scheme:light}
+body{font:16px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif;color:#222}
+body{max-width:72rem;margin:0 auto;padding:1.5rem 1rem 3rem}
+h1{font-size:1.5rem;line-height:1.25;margin:.2em 0 .5em}h2{font-size:1.15rem;margin:2em 0 .6em}
+p,li{max-width:75ch;overflow-wrap:anywhere}ul{padding-left:1.1rem}
+.badge{display:inline-block;border-radius:1rem;padding:.1rem .7rem;font-weight:600;color:#fff;background:#555}
+table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums;width:100%}
+th,td{padding:.4em .8em .4em 0;vertical-align:top;text-align:left}th{border-bottom:1px solid #888;font-weight:600}
+td{border-bottom:1px solid #e4e4e4}small{color:#666;font-size:.85em}
+.pictures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,24rem),1fr));gap:1rem}
+img{width:100%;height:auto}.notes{color:#444;font-size:.9rem}
+@media(max-width:48rem){
+table,tbody,tr,td{display:block;width:auto}thead{display:none}
+tr{border:1px solid #ddd;border-radius:.5rem;padding:.5rem .8rem;margin:.6rem 0}
+td{border:0;padding:.12rem 0;display:flex;justify-content:space-between;gap:1rem;text-align:right}
+td::before{content:attr(data-label);color:#666;text-align:left;flex:none}
+td:first-child{display:block;text-align:left;font-weight:600;padding-bottom:.3rem}td:first-child::before{content:none}
+td small{display:block;font-weight:400}
+}
+"""
+
+
+def _styled(frame: pd.DataFrame, uuid: str) -> Styler:
+    """A frame as HTML without its index; text is escaped."""
+    styler = frame.style.hide(axis="index").set_uuid(uuid)
+    return styler.format(escape="html").format_index(escape="html", axis=1)
+
+
+def _effects_table(summary: Summary) -> str:
+    """The table of effects, each with its meaning below its name."""
+    rows, names = summary.table_rows(), list(summary.report.effects)
+    frame = pd.DataFrame(rows, columns=list(summary.columns))
+
+    styles = pd.DataFrame("", frame.index, frame.columns)
+    for k, name in enumerate(names):
+        colour = _COLOURS.get(summary.colour_of(name))
+        styles.iloc[k, 7] = "" if colour is None else f"color:{colour};font-weight:600"
+
+    meanings = {row[0]: escape(summary.meaning(name)) for name, row in zip(names, rows, strict=True)}
+
+    def named(cell: object) -> str:
+        meaning = meanings[str(cell)]
+        return escape(str(cell)) + (f"<br><small>{meaning}</small>" if meaning else "")
+
+    styler = _styled(frame, "effects").apply(lambda _: styles, axis=None).format(named, subset=[frame.columns[0]])
+    return styler.to_html()
+
+
+def _fragment(summary: Summary, *, title: bool = True) -> str:
+    """The headline, the table and the words, for a notebook."""
+    report = summary.report
+    name = f"<b>Compatibility of {escape(report.model)}.</b> " if title else ""
+    worst = "".join(f"<p>{escape(line)}</p>" for line in summary.worst())
+    others = "".join(f"<p><b>{escape(t)}</b>: {_lines(told(r))}</p>" for t, r in report.others.items())
+    words = "".join(f"<li>{escape(line)}</li>" for line in summary.words())
+    return (
+        f"<div><p>{name}{escape(summary.headline())}</p>{_effects_table(summary)}{worst}{others}"
+        f'<ul style="opacity:.8;font-size:.9em">{words}</ul></div>'
+    )
+
+
+def _page(report: Report) -> str:
+    """The whole report as a page that needs nothing beside it, on a phone too."""
+    summary = report.summary()
+    title = f"Compatibility of {escape(report.model)}"
+    colour = _COLOURS.get("equivalent" if report.verdict.startswith("equivalent") else report.size, "#555")
+    badges = f'<span class="badge" style="background:{colour}">{escape(report._judged())}</span>'
+    others = "".join(f"<h2>{escape(t)}</h2><p>{_lines(told(r))}</p>" for t, r in report.others.items())
+    words = "".join(f"<li>{escape(line)}</li>" for line in summary.words())
+    pictures = "".join(
+        f'<img alt="Picture {k + 1} of the report" src="data:image/png;base64,{_png(report, panel)}">'
+        for k, panel in enumerate(report._panels())
+    )
+    parts = [
+        f"<h1>{title}</h1><p>{badges}</p><p>{escape(summary.headline())}</p>",
+        f"<h2>Effects</h2>{_labelled(_effects_table(summary), summary.columns)}",
+        _disagreements(report),
+        others,
+        f'<h2>Pictures</h2><div class="pictures">{pictures}</div>' if pictures else "",
+        f'<h2>How this was measured</h2><ul class="notes">{words}</ul>',
+    ]
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
+    )
+
+
+def _disagreements(report: Report) -> str:
+    """The pairs that disagree most, and the places where."""
+    if "rectangle gap" not in report.effects:
+        return ""
+    frame = report.pairs().head(_PAIRS_ON_PAGE)
+    sites = [f"{one} × {other}" for one, other in zip(frame["site_0"], frame["site_1"], strict=True)]
+    table = pd.DataFrame(
+        {
+            "pair": sites,
+            "mean gap by probability, nats": frame["weighted"].map(number),
+            "odds differ by": frame["weighted"].map(lambda gap: f"×{_odds(gap)}"),
+            "uniform mean": frame["uniform"].map(number),
+            "largest": frame["largest"].map(number),
+            "floor": frame["floor"].map(number),
+            "values": frame["num_values"].map("{:,}".format),
+        }
+    )
+    places = "".join(f"<li>{escape(_place(example))}</li>" for example in report.examples)
+    return f"<h2>Where it disagrees most</h2>{_labelled(_styled(table, 'pairs').to_html(), list(table.columns))}" + (
+        f"<h2>Largest single gaps</h2><ul>{places}</ul>" if places else ""
+    )
+
+
+def _labelled(table: str, columns: Iterable[str]) -> str:
+    """The table with each cell told its column's name, which a narrow screen shows beside it."""
+    for k, column in enumerate(columns):
+        table = table.replace(f'col{k}" >', f'col{k}" data-label="{escape(column, quote=True)}">')
+    return table
+
+
+def _png(report: Report, panel: Callable[[Any, Any], None]) -> str:
+    from flexgen.plots import Picture
+
+    figure = Picture(figsize=(5.2, 4.4), layout="constrained")
+    panel(figure.subplots(), report)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=150)
+    return base64.b64encode(picture.getvalue()).decode()
+
+
+def _lines(text: str) -> str:
+    return escape(text).replace("\n", "<br>")

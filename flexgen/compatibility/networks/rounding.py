@@ -96,6 +96,12 @@ class Rounding:
         num_moves = 2 * any(site.kind == "real" for site in conditional.space.sites)
         return 1 + num_moves + _has_weights(conditional) if num_moves or _has_weights(conditional) else 0
 
+    @staticmethod
+    def most(conditional: Conditional) -> int:
+        """Rows that a measurement takes at most."""
+        num_moves, weighs = _MOVES * any(s.kind == "real" for s in conditional.space.sites), _has_weights(conditional)
+        return _QUESTIONS * (1 + num_moves + weighs) if num_moves or weighs else 0
+
 
 def unit_roundoff(conditional: Conditional) -> float:
     """u of the arithmetic a conditional computes in: half the gap between 1 and the next number.
