@@ -512,7 +512,7 @@ class Summary:
             f"uniform ({level})",
             "floor",
             "above",
-            "values / rows",
+            "values, rows",
             "forwards",
             "verdict, size",
         )
@@ -566,7 +566,8 @@ class Summary:
         table = Table(box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, collapse_padding=True)
         for k, column in enumerate(self.columns):
             side: JustifyMethod = "left" if k in _LEFT else "right"
-            table.add_column(column, justify=side, overflow="fold", no_wrap=k in (1, 2))  # the name gives way first
+            whole = k in (1, 2)  # others give way first
+            table.add_column(column, justify=side, overflow="fold", no_wrap=whole, min_width=21 if k == 0 else None)
         for name, row in zip(report.effects, self.table_rows(), strict=True):
             table.add_row(*(Text(cell) for cell in row), style=_STYLES.get(self.colour_of(name)))
         parts: list[Any] = [Text(f"Compatibility of {report.model}", style="bold"), Text(self.headline()), table]
