@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from flexgen.compatibility.networks.excess_risk import excess_pseudo_log_likelihood, pseudo_log_likelihood
+from flexgen.compatibility.repair.excess_risk import excess_pseudo_log_likelihood, pseudo_log_likelihood
 from flexgen.compatibility.samples.impact import block_variation, statistic_change
 from flexgen.errors import DataError, FlexgenError
 from flexgen.exact import ConditionalTables, JointTable
