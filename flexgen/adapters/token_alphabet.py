@@ -85,10 +85,7 @@ class TokenAlphabet:
 
     def _encode(self, text: str, argument: str) -> list[int]:
         if not isinstance(text, str):
-            parts = isinstance(text, list | tuple) and all(isinstance(token, str) for token in text)
-            what, joint = ("a list of tokens", "" if self._by_character else " ") if parts else (kind_of(text), "")
-            fix = f"Join a row's tokens to one string: {joint!r}.join(tokens)." if parts else "Pass one string a row."
-            raise DataError(argument, f"is {what}", fix)
+            raise DataError(argument, *self._no_text(text))
         tokens: list[str] = list("".join(text.split())) if self._by_character else self._tokenizer.tokenize(text)
         codes = [self._code_of.get(token, BLANK if token == self.blank else None) for token in tokens]
         if None in codes:
@@ -100,6 +97,13 @@ class TokenAlphabet:
                 fix = f"Leave it open with {self.blank!r}, or give an alphabet that holds it."
             raise DataError(argument, f"holds {token!r} at place {place}, outside the alphabet {self}", fix)
         return codes  # type: ignore[return-value]
+
+    def _no_text(self, value: Any) -> tuple[str, str]:
+        """What is wrong with a row that is no string, and the fix."""
+        if isinstance(value, list | tuple) and all(isinstance(token, str) for token in value):
+            joint = "" if self._by_character else " "
+            return "is a list of tokens", f"Join a row's tokens to one string: {joint!r}.join(tokens)."
+        return f"is {kind_of(value)}", "Pass strings."
 
     def __repr__(self) -> str:
         shown = self.symbols if len(self) <= 40 else (*self.symbols[:5], "..", *self.symbols[-2:])

@@ -379,16 +379,17 @@ def _most_of(cost: Callable[[int], float], share: float, most: int) -> int:
 
 
 def _examples(result: Rectangles, x: Tensor, rows: Tensor, subject: Subject) -> list[Example]:
-    """The rectangles of some data rows whose two directions differ most; rows of the result are these of x."""
+    """Of the pairs that differ most, the rectangle that does; the result's rows are these of x."""
     one, other = result.log_cross_ratios()
     gap = (one - other).abs()
     above = result._opposite() & ((gap > result._floor()) | gap.isinf())
     gap = torch.where(above, gap, 0.0).cpu()
     found = []
-    for place in gap.flatten().topk(min(_MOST_EXAMPLES, gap.numel())).indices.tolist():
-        r, p, a, b = (int(k) for k in torch.unravel_index(torch.tensor(place), gap.shape))
-        if gap[r, p, a, b] <= 0:
-            continue
+    of_pair = gap.movedim(1, 0).flatten(1).amax(1) if gap.numel() else torch.zeros(0)  # [P]
+    for p in of_pair.topk(min(_MOST_EXAMPLES, len(of_pair))).indices.tolist():
+        if of_pair[p] == 0:
+            break
+        r, a, b = (int(k) for k in torch.unravel_index(gap[:, p].argmax(), gap[:, p].shape))
         sites = result.pairs[p].tolist()
         values = (
             (result.values_i[r, p, 0], result.values_i[r, p, a]),

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pandas as pd
 import torch
@@ -511,7 +511,7 @@ class Summary:
             f"by probability ({level})",
             f"uniform ({level})",
             "floor",
-            "above",
+            "above floor",
             "values, rows",
             "forwards",
             "verdict, size",
@@ -567,7 +567,7 @@ class Summary:
         for k, column in enumerate(self.columns):
             side: JustifyMethod = "left" if k in _LEFT else "right"
             whole = k in (1, 2)  # others give way first
-            table.add_column(column, justify=side, overflow="fold", no_wrap=whole, min_width=21 if k == 0 else None)
+            table.add_column(column, justify=side, overflow="fold", no_wrap=whole, width=21 if k == 0 else None)
         for name, row in zip(report.effects, self.table_rows(), strict=True):
             table.add_row(*(Text(cell) for cell in row), style=_STYLES.get(self.colour_of(name)))
         parts: list[Any] = [Text(f"Compatibility of {report.model}", style="bold"), Text(self.headline()), table]
@@ -616,6 +616,13 @@ def _odds(nats: float) -> str:
     return f"{factor:.{min(digits, 9)}f}" if factor < 100 else f"{factor:.3g}"
 
 
+class Interval(Protocol):
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
 def number(value: float) -> str:
     """Three significant digits; tiny ones as powers of ten."""
     if not math.isfinite(value):
@@ -625,7 +632,8 @@ def number(value: float) -> str:
     return f"{value:.1e}"
 
 
-def interval(estimate: Estimate) -> str:
+def interval(estimate: Interval) -> str:
+    """Its ends."""
     return f"{number(estimate.low)} to {number(estimate.high)}"
 
 
@@ -661,13 +669,16 @@ th,td{padding:.4em .8em .4em 0;vertical-align:top;text-align:left}th{border-bott
 td{border-bottom:1px solid #e4e4e4}small{color:#666;font-size:.85em}
 .pictures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,24rem),1fr));gap:1rem}
 img{width:100%;height:auto}.notes{color:#444;font-size:.9rem}
-@media(max-width:48rem){
-table,tbody,tr,td{display:block;width:auto}thead{display:none}
-tr{border:1px solid #ddd;border-radius:.5rem;padding:.5rem .8rem;margin:.6rem 0}
-td{border:0;padding:.12rem 0;display:flex;justify-content:space-between;gap:1rem;text-align:right}
-td::before{content:attr(data-label);color:#666;text-align:left;flex:none}
-td:first-child{display:block;text-align:left;font-weight:600;padding-bottom:.3rem}td:first-child::before{content:none}
-td small{display:block;font-weight:400}
+@media(min-width:60rem){td:nth-child(n+2):nth-child(-n+7){white-space:nowrap}}
+@media(max-width:60rem){
+#T_effects tbody,#T_effects td{display:block;width:auto}#T_effects,#T_effects tr{display:flex;flex-direction:column}
+#T_effects thead{display:none}#T_effects .col0{order:-2}#T_effects .col7{order:-1}
+#T_effects tr{border:1px solid #ddd;border-radius:.5rem;padding:.5rem .8rem;margin:.35rem 0}
+#T_effects td{border:0;padding:.12rem 0;display:flex;justify-content:space-between;gap:1rem;text-align:right}
+#T_effects td::before{content:attr(data-label);color:#666;text-align:left;font-weight:400}
+#T_effects .col0{display:block;text-align:left;font-weight:600}#T_effects .col0::before{content:none}
+#T_effects small{display:block;font-weight:400}
+#T_pairs .col3,#T_pairs .col4,#T_pairs .col5,#T_pairs .col6{display:none}
 }
 """
 
@@ -747,7 +758,7 @@ def _disagreements(report: Report) -> str:
     table = pd.DataFrame(
         {
             "pair": sites,
-            "mean gap by probability, nats": frame["weighted"].map(number),
+            "mean gap, nats": frame["weighted"].map(number),
             "odds differ by": frame["weighted"].map(lambda gap: f"×{_odds(gap)}"),
             "uniform mean": frame["uniform"].map(number),
             "largest": frame["largest"].map(number),
@@ -756,13 +767,13 @@ def _disagreements(report: Report) -> str:
         }
     )
     places = "".join(f"<li>{escape(_place(example))}</li>" for example in report.examples)
-    return f"<h2>Where it disagrees most</h2>{_labelled(_styled(table, 'pairs').to_html(), list(table.columns))}" + (
+    return f"<h2>Where it disagrees most</h2>{_styled(table, 'pairs').to_html()}" + (
         f"<h2>Largest single gaps</h2><ul>{places}</ul>" if places else ""
     )
 
 
 def _labelled(table: str, columns: Iterable[str]) -> str:
-    """The table with each cell told its column's name, which a narrow screen shows beside it."""
+    """The table with its column's name in every cell, which a narrow screen shows beside the value."""
     for k, column in enumerate(columns):
         table = table.replace(f'col{k}" >', f'col{k}" data-label="{escape(column, quote=True)}">')
     return table
