@@ -92,7 +92,7 @@ def _run(words: Sequence[str], flags: Sequence[str], own: Sequence[str]) -> int:
         print(f"flexgen {__version__}")
         return 0
     if not words:
-        text = USAGE.format(commands="\n".join(f"  {name:8}{text}" for name, text in COMMANDS.items()))
+        text = USAGE.format(commands="\n".join(f"  {name:9} {text}" for name, text in COMMANDS.items()))
         print(text, file=None if wants_help else sys.stderr)
         return 0 if wants_help else 2
     command, *overrides = words

@@ -12,6 +12,7 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from flexgen.cli.main import main
+from flexgen.compatibility import Report
 from flexgen.data.tables import load_table, read_table
 from flexgen.tables.objective import TableLikelihood
 
@@ -170,3 +171,37 @@ def test_overwriting_forgets_the_checkpoints_of_another_training():
     steps.mkdir(parents=True)
     assert main(["train", "data.path=gaps.csv", "output=dirty", *TINY, "overwrite=true"]) == 0
     assert not steps.exists()
+
+
+def test_diagnose_prints_a_report_and_leaves_a_page(capsys):
+    words = [
+        "diagnose",
+        "model=model",
+        "input=gaps.csv",
+        "output=out/page.html",
+        "budget=800",
+        'sites=["petal length (cm)",target,count]',
+    ]
+    assert main([*words, "dry_run=true"]) == 0
+    assert "would take at most" in capsys.readouterr().out
+    assert not Path("out").exists()
+    assert main([*words, "save=out/report.safetensors", "margin=0.5"]) == 0
+    out = capsys.readouterr().out
+    assert "rectangle gap" in out
+    assert out.endswith("saved to out/page.html and out/report.safetensors\n")
+    assert 'name="viewport"' in Path("out/page.html").read_text(encoding="utf-8")
+    report = Report.load("out/report.safetensors")
+    assert report.margin == 0.5
+    assert repr(report) in out
+    assert main(words) == 2
+    assert "output: 'out/page.html' is there already" in capsys.readouterr().err
+    for word, problem in (
+        ("output=page.pdf", "output: is 'page.pdf', which does not end in .html"),
+        ("save=report.json", "save: is 'report.json', which does not end in .safetensors"),
+        ("budget=soon", "budget: is 'soon'"),
+        ("sites=[nope,target]", "sites: names 'nope'"),
+        ("model=nowhere", "model: 'nowhere' holds no model"),
+    ):
+        assert main([*words, "output=other.html", word]) == 2
+        assert problem in capsys.readouterr().err
+    assert not Path("other.html").exists()

@@ -90,7 +90,10 @@ SAMPLE = ["sample", "model=model", "output=rows.csv"]
 IMPUTE = ["impute", "model=model", "input=table.csv", "output=filled.csv"]
 
 ERRORS = {
-    "unknown command": (["fit"], "fit: command: is 'fit'. Choose one of demo, train, impute, sample, video, render."),
+    "unknown command": (
+        ["fit"],
+        "fit: command: is 'fit'. Choose one of demo, train, impute, sample, diagnose, video, render.",
+    ),
     "unknown flag": ([*TRAIN, "--fast"], "train: flag: is '--fast'. Write options as key=value"),
     "unknown flag before a command": (["--fast", "train"], "train: flag: is '--fast'."),
     "no key=value": ([*TRAIN, "fast"], "train: override: is 'fast'. Write key=value."),

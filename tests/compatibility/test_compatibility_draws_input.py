@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 import flexgen as fg
-from flexgen.compatibility.repair.excess_risk import excess_pseudo_log_likelihood
 from flexgen.compatibility.networks.scores import score_asymmetry
+from flexgen.compatibility.repair.excess_risk import excess_pseudo_log_likelihood
 from flexgen.compatibility.samples.impact import block_variation, statistic_change
 from flexgen.compatibility.samples.scans import classifier_scan_test, energy_scan_test
 from flexgen.errors import DataError, FlexgenError

@@ -204,6 +204,7 @@ def measure(
     planned = [entry for entry in diagnostics if entry.name in plans and len(plans[entry.name].rows)]
     for k, entry in enumerate(planned):
         plan, left = plans[entry.name], sum(other.share for other in planned[k:])
+        before = subject.answers.cost.forwards
         until = deadline if deadline == math.inf else now() + (deadline - now()) * entry.share / left
         try:
             for part in _pieces(len(plan.rows), until, deadline):
@@ -214,6 +215,11 @@ def measure(
                 f"Not measured: {entry.name}. The model refuses the question ({error.argument}: {error.problem})."
             )
             continue
+        if (spent := subject.answers.cost.forwards - before) > plan.forwards:
+            problem = (
+                f"hold {entry.name!r}, which took {spent} rows through the network and had planned {plan.forwards}"
+            )
+            raise FlexgenError("diagnostics", problem, "Let its plan() count every row, or look at less.")
         if entry.if_nothing and not any(len(out.effects.get(name, ())) for name in entry.effects):
             out.skipped.append(f"Not measured: {entry.name}. {entry.if_nothing}")
     order = {name: place for place, name in enumerate(name for entry in diagnostics for name in entry.effects)}

@@ -564,7 +564,7 @@ class Summary:
     def __rich__(self) -> Group:
         report = self.report
         table = Table(box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, collapse_padding=True)
-        for k, column in enumerate(self.columns):
+        for k, column in enumerate(_BROKEN.get(column, column) for column in self.columns):
             side: JustifyMethod = "left" if k in _LEFT else "right"
             whole = k in (1, 2)  # others give way first
             table.add_column(column, justify=side, overflow="fold", no_wrap=whole, width=21 if k == 0 else None)
@@ -590,6 +590,7 @@ class Summary:
         return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
+_BROKEN = {"above floor": "above\nfloor", "values, rows": "values,\nrows", "verdict, size": "verdict,\nsize"}
 _LEFT = (0, 7)  # columns of the table that hold words
 
 
@@ -602,7 +603,7 @@ def _place(example: Example) -> str:
     one, other = (number(route) for route in example.routes)
     first, second = example.sites
     return (
-        f"Large single gap, in {where}: {own}. Log odds ratio {one} nats by p({first} | {second}, rest), {other} by "
+        f"Large single gap in {where}: {own}. Log odds ratio {one} nats by p({first} | {second}, rest), {other} by "
         f"p({second} | {first}, rest)."
     )
 
@@ -665,7 +666,8 @@ h1{font-size:1.5rem;line-height:1.25;margin:.2em 0 .5em}h2{font-size:1.15rem;mar
 p,li{max-width:75ch;overflow-wrap:anywhere}ul{padding-left:1.1rem}
 .badge{display:inline-block;border-radius:1rem;padding:.1rem .7rem;font-weight:600;color:#fff;background:#555}
 table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums;width:100%}
-th,td{padding:.4em .8em .4em 0;vertical-align:top;text-align:left}th{border-bottom:1px solid #888;font-weight:600}
+th,td{padding:.4em .8em .4em 0;vertical-align:top;text-align:left;overflow-wrap:anywhere}
+th{border-bottom:1px solid #888;font-weight:600}
 td{border-bottom:1px solid #e4e4e4}small{color:#666;font-size:.85em}
 .pictures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,24rem),1fr));gap:1rem}
 img{width:100%;height:auto}.notes{color:#444;font-size:.9rem}
@@ -675,7 +677,7 @@ img{width:100%;height:auto}.notes{color:#444;font-size:.9rem}
 #T_effects thead{display:none}#T_effects .col0{order:-2}#T_effects .col7{order:-1}
 #T_effects tr{border:1px solid #ddd;border-radius:.5rem;padding:.5rem .8rem;margin:.35rem 0}
 #T_effects td{border:0;padding:.12rem 0;display:flex;justify-content:space-between;gap:1rem;text-align:right}
-#T_effects td::before{content:attr(data-label);color:#666;text-align:left;font-weight:400}
+#T_effects td::before{content:attr(data-label);color:#666;text-align:left;font-weight:400;flex:none}
 #T_effects .col0{display:block;text-align:left;font-weight:600}#T_effects .col0::before{content:none}
 #T_effects small{display:block;font-weight:400}
 #T_pairs .col3,#T_pairs .col4,#T_pairs .col5,#T_pairs .col6{display:none}
