@@ -20,7 +20,7 @@ COMMANDS = {
     "train": "learn a table:            flexgen train data.path=my.csv output=model",
     "impute": "fill in missing entries:  flexgen impute model=model input=gaps.csv output=filled.csv",
     "sample": "draw rows of the joint:   flexgen sample model=model num_rows=1000 output=rows.csv",
-    "diagnose": "is it compatible?        flexgen diagnose model=model input=held_out.csv",
+    "diagnose": "is it compatible?         flexgen diagnose model=model input=held_out.csv",
     "video": "generate a long video:    flexgen video model=model observed=start.mp4 output=out/video",
     "render": "make videos of mazes:     flexgen render output=mazes/train num_clips=240",
 }
