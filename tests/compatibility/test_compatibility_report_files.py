@@ -16,6 +16,8 @@ from flexgen import exact
 from flexgen.compatibility import Effect, Report, Values, compare
 from flexgen.compatibility.networks.report import SCALES
 from flexgen.errors import CheckpointError, FlexgenError
+from flexgen.query import Query
+from flexgen.space import Space
 from tests.adapters.tiny_mlm import tiny
 from tests.compatibility.planted import Planted
 from tests.conditionals import generator
@@ -255,3 +257,25 @@ def test_real_sites_say_that_agreement_is_not_enough() -> None:
     x = torch.randn(30, 3, generator=generator(3), dtype=torch.float64)
     assert any("necessary for a joint, not sufficient" in line for line in fg.diagnose(law, x, budget=400).caveats)
     assert not any("not sufficient" in line for line in fg.diagnose(planted(), X, budget=400).caveats)
+
+
+class Regressions:
+    """x_i ~ N(b sum of the others, 1), as a differentiable model that answers for any C."""
+
+    def __init__(self, b: float) -> None:
+        self.b, self.space = b, Space.real(3)
+
+    def marginals(self, x: torch.Tensor, query: Query) -> exact.GaussianMixtureMarginals:
+        known = torch.where(query.expand(len(x)).observed, x, 0.0)
+        mean = (self.b * (known.sum(-1, keepdim=True) - known))[..., None]
+        return exact.GaussianMixtureMarginals(torch.zeros_like(mean), mean, torch.ones_like(mean))
+
+
+@pytest.mark.parametrize(("b", "proper"), [(0.4, True), (0.6, False)])
+def test_gaussian_conditionals_that_agree_and_have_no_joint(b: float, proper: bool) -> None:
+    """Their precision matrix, 1 and -b, has the lowest eigenvalue 1 - 2 b; all rectangles vanish for every b."""
+    x = torch.randn(40, 3, generator=generator(3), dtype=torch.float64)
+    report = fg.diagnose(Regressions(b), x, budget=1000)
+    assert report.effects["rectangle gap"].share_above_floor == 0
+    assert report.effects["derivative gap"].share_above_floor == 0
+    assert any("No proper joint" in line for line in report.caveats) != proper

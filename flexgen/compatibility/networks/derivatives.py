@@ -54,6 +54,17 @@ def derivative_gaps(
 
     Cost: a row a site and data row, with two backward passes; a few more to measure rounding.
     """
+    return _gaps(conditional, x, sites, observed, spread)[0]
+
+
+def _gaps(
+    conditional: Conditional | SiteAnswers,
+    x: Tensor,
+    sites: Tensor | None,
+    observed: Tensor | None,
+    spread: Tensor | None,
+) -> tuple[Effect, Tensor]:
+    """The effect, and the derivatives d^2 log p(x_i | rest) / dx_i dx_j in units of spreads, ``[R, S, S]``."""
     answers = conditional if isinstance(conditional, SiteAnswers) else SiteAnswers(conditional)
     space, before = answers.conditional.space, answers.cost
     x = checked_rows("x", x, space.num_sites)
@@ -83,7 +94,7 @@ def derivative_gaps(
     gap = (one[0] - one[1]) * step
     row, pair = (observed[:, pairs].all(-1)).nonzero(as_tuple=True)
     values = gap[row, pair]
-    return Effect(
+    effect = Effect(
         "derivative gap",
         values,
         torch.ones_like(values),
@@ -92,6 +103,7 @@ def derivative_gaps(
         floor[row, pair],
         answers.cost - before,
     )
+    return effect, among
 
 
 def spread_of(x: Tensor, present: Tensor) -> Tensor:
@@ -157,6 +169,7 @@ def _by_pairs(mixed: Tensor, pairs: Tensor, sites: Tensor) -> Tensor:
 
 
 _MOST_ROWS = 1024
+_SAME = 1e-4  # by which second derivatives may differ between rows, relative to the largest, and still be the same
 
 
 class DerivativeDiagnostic(Diagnostic):
@@ -188,4 +201,28 @@ class DerivativeDiagnostic(Diagnostic):
 
     def measure(self, subject: Subject, x: Tensor, plan: Plan, part: slice) -> Found:  # noqa: ARG002
         spread = spread_of(subject.pool, subject.answers.present_in(subject.pool))
-        return Found([derivative_gaps(subject.answers, x, sites=plan.choices, spread=spread)])
+        effect, among = _gaps(subject.answers, x, plan.choices, None, spread)
+        return Found([effect], notes=_improper(among))
+
+
+def _improper(among: Tensor) -> list[str]:
+    """What second derivatives ``[R, S, S]`` that are the same in all rows say: of a Gaussian they are the precision.
+
+    Agreement of all pairs makes that matrix symmetric, and no more: only if it is positive definite does the density
+    that the conditionals agree on have a finite integral.
+    """
+    whole = among[among.isfinite().all(-1).all(-1)]
+    if len(whole) < 2:
+        return []
+    precision = -whole.mean(0)
+    largest = float(precision.abs().max())
+    if not largest or float((whole + precision).abs().max()) > _SAME * largest:
+        return []  # no Gaussian
+    lowest = float(torch.linalg.eigvalsh((precision + precision.mT) / 2).min())
+    if lowest > -_SAME * largest:
+        return []
+    return [
+        "No proper joint: the conditionals of the real sites look Gaussian (their second derivatives are the same in "
+        f"all rows), and their precision matrix is not positive definite (lowest eigenvalue {lowest:.3g} in units of "
+        "the spreads): what they agree on has no finite integral."
+    ]
