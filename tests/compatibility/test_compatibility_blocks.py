@@ -10,7 +10,7 @@ import torch
 
 from flexgen import exact
 from flexgen.compatibility import exact_blocks, stationary
-from flexgen.compatibility.networks.blocks import scan_law
+from flexgen.compatibility.networks.blocks import scan_distribution
 from flexgen.errors import FlexgenError, UnsupportedQueryError
 from flexgen.space import Space
 from tests.compatibility.planted import Counted, Planted
@@ -176,7 +176,7 @@ def test_thousands_of_states() -> None:
     assert blocks.cost.forwards == 3 * 400
     assert float(blocks.effect().floors) < 1e-9
     relative = 2e-5
-    law = scan_law(tables, (0, 1, 2), [0, 0, 0], relative)
+    law = scan_distribution(tables, (0, 1, 2), [0, 0, 0], relative)
     assert law.floor < 1e-3
     sign = torch.where(tables.tables[0] > 1 / 20, relative, -relative)  # the worst is not far from this
     moved = exact.ConditionalTables([t.log().add(sign).softmax(i) for i, t in enumerate(tables.tables)])

@@ -1,11 +1,11 @@
-"""Exact blocks: a few sites whose every state is asked of the network, given the rest of a data row.
+"""Exact blocks: the network's conditionals of a few sites in all their states, given the rest of a data row.
 
-p(x_i | the block's others, the rest) for every site and state is a family of tables, of which the exact tier says
-all there is to say: whether a joint exists, the worst cycle, the law of every Gibbs scan over these sites. The laws of
-scans in different orders differ if and only if pseudo-Gibbs sampling of the block depends on the scan.
+p(x_i | the block's other sites, the rest) for every site and state is a family of tables. `check_tables` decides
+whether they have a joint, and names the worst cycle; `stationary` computes where every Gibbs scan over these sites
+settles. Where scans in different orders settle in different distributions, sampling depends on the order.
 
-Only what a scan that starts at the data row can reach is asked: where a model rules states out, questions given an
-impossible state have no answer.
+Only the states that a scan from the data row can reach are queried: given a state that the model rules out, its
+conditionals are not defined.
 
 Cost: a block of sites with K_1, .., K_k categories takes at most sum_i prod_(j != i) K_j rows.
 """
@@ -41,9 +41,17 @@ if TYPE_CHECKING:
     from flexgen.compatibility.exact.family import Labels
     from flexgen.compatibility.exact.tables import TableCheck
 
-__all__ = ["BlockDiagnostic", "ExactBlocks", "ScanLaw", "exact_blocks", "orders_of", "scan_law", "site_labels"]
+__all__ = [
+    "BlockDiagnostic",
+    "ExactBlocks",
+    "ScanDistribution",
+    "exact_blocks",
+    "orders_of",
+    "scan_distribution",
+    "site_labels",
+]
 
-_MOST_STATES = 1 << 16  # of a law that the exact tier computes
+_MOST_STATES = 1 << 16  # of a distribution that `stationary` computes
 _MOST_ORDERS = 6
 _EXACT_STATES = 256  # up to here `stationary` is accurate in every entry
 _RESIDUAL = 1e-12  # total variation of one sweep; above that many states
@@ -76,20 +84,22 @@ class ExactBlocks:
     def scan_laws(
         self, block: int, *, max_orders: int = _MOST_ORDERS, generator: Randomness | int = 0
     ) -> dict[tuple[int, ...], Tensor]:
-        """Order of the sites -> law at the end of a sweep in that order, ``[K_1, .., K_k]``.
+        """Order of the sites -> distribution at the end of a sweep in that order, ``[K_1, .., K_k]``.
 
         Args:
             block: its number.
             max_orders: of k! orders; if there are more, so many random ones, each beside its reverse.
             generator: of the orders.
 
-        A scan starts at the data row: where zeros divide the states, its law is that of the closed class around the
+        A scan starts at the data row: where zeros divide the states, its distribution is that of the closed class around the
         row, NaN if the row leads to several.
         """
         sites, start = self.sites[self._number(block)].tolist(), self._start(block)
         orders = orders_of(len(sites), whole_number("max_orders", max_orders, 2), generator)
         return {
-            tuple(sites[place] for place in order): scan_law(self.tables[block], order, start, 0.0).law
+            tuple(sites[place] for place in order): scan_distribution(
+                self.tables[block], order, start, 0.0
+            ).distribution
             for order in orders
         }
 
@@ -107,20 +117,22 @@ class ExactBlocks:
         return f"ExactBlocks of {size} sites in {len(self.tables):,} data rows; see effect(), check(), scan_laws()"
 
     def effect(self, *, max_orders: int = _MOST_ORDERS, generator: Randomness | int = 0) -> Effect:
-        """For each block the largest total variation distance between the laws of two orders of the scan, 0 to 1.
+        """For each block the largest total variation distance between the distributions of two orders of the scan, 0 to 1.
 
         Args:
             max_orders, generator: as in `scan_laws`. Of a sample of the orders, the largest is at most that of all.
 
-        Blocks whose scans settle in several classes are left out. The floor is explained at `scan_law`.
+        Blocks whose scans settle in several classes are left out. The floor is explained at `scan_distribution`.
         """
         orders = orders_of(self.sites.shape[1], whole_number("max_orders", max_orders, 2), generator)
         values, floors = [], []
         for block, tables in enumerate(self.tables):
-            each = [scan_law(tables, order, self._start(block), float(self.relative[block])) for order in orders]
-            known = [found for found in each if not bool(found.law.isnan().any())]
-            laws = torch.stack([found.law.flatten() for found in known]) if known else torch.zeros(0, 1)
-            values.append(float(0.5 * torch.cdist(laws, laws, p=1).max()) if len(known) > 1 else math.nan)
+            each = [
+                scan_distribution(tables, order, self._start(block), float(self.relative[block])) for order in orders
+            ]
+            known = [found for found in each if not bool(found.distribution.isnan().any())]
+            settled = torch.stack([found.distribution.flatten() for found in known]) if known else torch.zeros(0, 1)
+            values.append(float(0.5 * torch.cdist(settled, settled, p=1).max()) if len(known) > 1 else math.nan)
             floors.append(min(sum(sorted(found.floor for found in known)[-2:]), 1.0))
         number = len(self.tables)
         return Effect(
@@ -221,25 +233,25 @@ class _Block:
         if min(start, default=0) >= 0:
             self.reached[tuple(start)] = True
         # log p(x_i | others), [others.., K_i]; NaN where it was not asked for
-        self.laws = [torch.full((*shape[:i], *shape[i + 1 :], k), torch.nan).double() for i, k in enumerate(shape)]
+        self.log_probs = [torch.full((*shape[:i], *shape[i + 1 :], k), torch.nan).double() for i, k in enumerate(shape)]
 
     def wanted(self, place: int) -> Tensor:
         """Values of the others, ``[n, k - 1]``, that are reached, and given which the place was not asked for."""
-        return (self.reached.movedim(place, -1).any(-1) & self.laws[place][..., 0].isnan()).nonzero()
+        return (self.reached.movedim(place, -1).any(-1) & self.log_probs[place][..., 0].isnan()).nonzero()
 
     def learn(self, place: int, others: Tensor, log_probs: Tensor) -> None:
         # float32 answers sum to one to 1e-7; what is left out of them is normalised away here
-        law = log_probs[:, : self.shape[place]].log_softmax(-1)
+        normalised = log_probs[:, : self.shape[place]].log_softmax(-1)
         at = tuple(others.unbind(-1))
-        self.laws[place][at] = law
-        self.reached.movedim(place, -1)[at] |= law > -torch.inf
+        self.log_probs[place][at] = normalised
+        self.reached.movedim(place, -1)[at] |= normalised > -torch.inf
 
     def relative(self, rounding: Rounding) -> float:
-        return max(2.0 * float(rounding.of(law[law.isfinite()]).max()) for law in self.laws)
+        return max(2.0 * float(rounding.of(part[part.isfinite()]).max()) for part in self.log_probs)
 
     def tables(self) -> ConditionalTables:
-        laws = (torch.where(law.isnan(), 1 / law.shape[-1], law.exp()) for law in self.laws)
-        return ConditionalTables([law.movedim(-1, place).contiguous() for place, law in enumerate(laws)])
+        parts = (torch.where(part.isnan(), 1 / part.shape[-1], part.exp()) for part in self.log_probs)
+        return ConditionalTables([part.movedim(-1, place).contiguous() for place, part in enumerate(parts)])
 
 
 def _ask(
@@ -292,15 +304,15 @@ def site_labels(labels: Labels | None, answers: SiteAnswers) -> list[tuple[str, 
 
 
 @dataclass(frozen=True, eq=False)
-class ScanLaw:
+class ScanDistribution:
     """Where a scan that starts at a data row's state settles.
 
     Args:
-        law: ``[K_1, .., K_k]``; NaN where several closed classes can be met.
+        distribution: ``[K_1, .., K_k]``; NaN where several closed classes can be met.
         floor: total variation by which rounding may have moved it, 0 to 1.
     """
 
-    law: Tensor
+    distribution: Tensor
     floor: float
 
 
@@ -318,10 +330,10 @@ def orders_of(num_sites: int, most: int, generator: Randomness | int) -> list[tu
     return list(chosen)[:most]
 
 
-def scan_law(
+def scan_distribution(
     tables: ConditionalTables, order: tuple[int, ...], start: Sequence[int] | None, relative: float
-) -> ScanLaw:
-    """The law at the end of a sweep in this order, of a scan that starts at a state.
+) -> ScanDistribution:
+    """The distribution at the end of a sweep in this order, of a scan that starts at a state.
 
     Args:
         tables: of the block.
@@ -330,30 +342,30 @@ def scan_law(
         relative: rounding of the tables' entries, relative.
 
     The floor. Let entries change by factors between 1/f and f, f = exp(relative). A sweep's entries, sums of products
-    of k of them, then change by factors within f^k: one sweep from a law goes wrong by at most (f^k - 1) / 2 in total
-    variation, and the stationary law by at most n / (1 - t_n) times that, where t_n is the largest total variation
-    between sweeps' laws from two states after n of them. Also, without t_n: it changes by factors within
+    of k of them, then change by factors within f^k: one sweep goes wrong by at most (f^k - 1) / 2 in total
+    variation, and the stationary distribution by at most n / (1 - t_n) times that, where t_n is the largest total variation
+    between the distributions of chains from two states after n sweeps. Also, without t_n: it changes by factors within
     f^(2 k (S - 1)), S states, being a ratio of sums of products of S - 1 entries (Markov chain tree theorem).
     """
     classes = closed_classes(tables, order)
     own = -1 if start is None else int(classes[tuple(start)])
     if own < 0 and int(classes.max()) > 0:
-        return ScanLaw(torch.full(tables.shape, torch.nan, dtype=torch.float64), 1.0)
+        return ScanDistribution(torch.full(tables.shape, torch.nan, dtype=torch.float64), 1.0)
     own = max(own, 0)
     members = (classes == own).nonzero()  # [S, k]
-    law = stationary(tables, order, closed_class=own)
+    settled = stationary(tables, order, closed_class=own)
     # A total variation is half of what all entries change by.
     tree = math.expm1(min(2.0 * (len(members) - 1) * len(order) * relative, 1.0)) / 2
     if len(members) <= _EXACT_STATES and tree <= _FINE:
-        return ScanLaw(law, tree)
+        return ScanDistribution(settled, tree)
     residual = 0.0 if len(members) <= _EXACT_STATES else _RESIDUAL
     error = math.expm1(min(len(order) * relative, 1.0)) / 2 + residual
     floor = error * _memory(tables, order, members)
-    return ScanLaw(law, min(floor if residual else min(floor, tree), 1.0))
+    return ScanDistribution(settled, min(floor if residual else min(floor, tree), 1.0))
 
 
 def _memory(tables: ConditionalTables, order: tuple[int, ...], members: Tensor) -> float:
-    """n / (1 - t_n), the least for 1, 2, 4 and 8 sweeps; 1 - t_n is at least what the laws from all states share."""
+    """n / (1 - t_n), the least for 1, 2, 4 and 8 sweeps; 1 - t_n is at least the mass that chains from all states share."""
     first = members.clone()
     first[:, order[0]] = 0  # which is drawn anew: states that differ there alone move alike
     _, group = torch.unique(first, dim=0, return_inverse=True)
@@ -361,14 +373,14 @@ def _memory(tables: ConditionalTables, order: tuple[int, ...], members: Tensor) 
     num_states = math.prod(tables.shape)
     if len(starts) * num_states > _ENTRIES:
         return math.inf
-    laws = torch.zeros(len(starts), *tables.shape, dtype=torch.float64)
-    laws[(torch.arange(len(starts)), *starts.unbind(-1))] = 1.0
+    reached = torch.zeros(len(starts), *tables.shape, dtype=torch.float64)
+    reached[(torch.arange(len(starts)), *starts.unbind(-1))] = 1.0
     best, sweeps = math.inf, 0
     while sweeps < _MOST_SWEEPS:
         for _ in range(max(sweeps, 1)):
-            laws = kernels.sweep(laws, tables, order)
+            reached = kernels.sweep(reached, tables, order)
         sweeps = max(2 * sweeps, 1)
-        shared = float(laws.amin(0).sum())
+        shared = float(reached.amin(0).sum())
         best = min(best, sweeps / shared) if shared > 0 else best
         if shared > 0.5:
             break

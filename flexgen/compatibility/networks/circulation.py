@@ -1,12 +1,13 @@
 """Circulation: two routes to the joint of two sites, p(i|C) p(j|C,i) and p(j|C) p(i|C,j).
 
-Conditionals p(x_i | x_C), for every C, have a joint if and only if for all sites i, j outside C
+Positive conditionals p(x_i | x_C), given for every C, have a joint if and only if for all sites i, j outside C
 
     c(a, b) = log p(a|C) + log p(b|C,a) - log p(b|C) - log p(a|C,b) = 0.
 
 Double-centring c over the values of the two sites leaves the *interaction part*, in which p(i|C) and p(j|C) cancel: it
-is what rectangles see. The rest is the *marginal part*: the one-site laws given C are not the margins of the two-site
-conditionals. A network may pass one and fail the other.
+is what rectangles see. The rest is the *marginal part*: the one-site conditionals given C are not the margins of the
+two-site ones. A network may pass one and fail the other. (Where sites are real and unbounded, c = 0 is necessary,
+not sufficient: what the conditionals agree on may have no finite integral.)
 
 Cost: 1 + m_i + m_j rows a pair and context (one holds both p(i|C) and p(j|C)), all distinct.
 """

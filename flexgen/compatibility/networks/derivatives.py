@@ -1,10 +1,10 @@
-"""Rectangles of infinitesimal size: mixed second derivatives of real sites' log-densities, by automatic differences.
+"""Rectangles of infinitesimal size: mixed second derivatives of real sites' log densities, by automatic differentiation.
 
 If two real sites have a joint given the rest, then
 
     d^2 / dx_i dx_j  log p(x_i | x_j, C)  =  d^2 / dx_i dx_j  log p(x_j | x_i, C),
 
-both being the derivative of its logarithm: the limit of the log cross-ratio over the rectangle's area. One row and
+both being the derivative of its logarithm: the limit of the log odds ratio over the rectangle's area. One row and
 its two backward passes give the derivatives of a site's answer with every other site, so that N rows hold all pairs
 of a context; finite rectangles (`rectangles`) see further than the point, and need no derivatives.
 """

@@ -1,8 +1,8 @@
 """Order gap: the chain rule gives log p(x_P | x_C) once for every order of the sites in P, and all must agree.
 
 The gap between two orders is a sum of circulations along the swaps that turn one into the other, so it is zero for all
-rows and orders if and only if every circulation is. It is what a user of any-order likelihoods meets: by how many nats
-the likelihood of a row depends on an arbitrary choice.
+rows and orders if and only if every circulation is. It is by how many nats an any-order likelihood depends on the
+arbitrary choice of an order.
 
 Cost: at most one row a target and order; orders that begin alike share rows (given nothing, all data rows do).
 """

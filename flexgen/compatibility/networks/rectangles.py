@@ -1,11 +1,13 @@
-"""Rectangles: do p(x_i | x_j, C) and p(x_j | x_i, C) tell the same interaction of two sites?
+"""Rectangles: do p(x_i | x_j, C) and p(x_j | x_i, C) have the same interaction of two sites?
 
-For values a, a' of site i and b, b' of site j the log cross-ratio
+For values a, a' of site i and b, b' of site j the log odds ratio
 
     log p(a|b,C) + log p(a'|b',C) - log p(a'|b,C) - log p(a|b',C)
 
 is a property of the joint of the two sites given C; the other direction must give the same number. Their difference is
-the *gap*. For positive complete conditionals all gaps being zero is necessary and sufficient for a joint to exist.
+the *gap*. For positive complete conditionals on finite spaces all gaps are zero if and only if a joint exists. On unbounded
+real sites that is necessary, not sufficient: what the conditionals agree on may have no finite integral. (x | y ~ Exp(y)
+and y | x ~ Exp(x) have log densities log y - x y and log x - x y: all rectangles agree, and e^(-x y) has no integral.)
 
 Cost. With m_i and m_j values of the two sites, one of each held by the data row, the gaps of a pair in one context read
 m_i + m_j rows, of which the two that hold the data's own values are shared by all pairs of that site. The fewest rows
@@ -81,7 +83,7 @@ class Rectangles:
         return f"Rectangles of {len(self.pairs):,} pairs of sites in {len(self.valid):,} data rows; see effect()"
 
     def log_cross_ratios(self) -> tuple[Tensor, Tensor]:
-        """The two directions' log cross-ratios of every cell with the data's own, ``[R, P, m, m]`` each."""
+        """The two directions' log odds ratios of every cell with the data's own, ``[R, P, m, m]`` each."""
         return _anchored(self.forward), _anchored(self.backward)
 
     def interactions(self) -> tuple[Tensor, Tensor]:
@@ -140,7 +142,7 @@ def rectangles(
     rounding: Rounding | None = None,
     generator: Randomness | int = 0,
 ) -> Rectangles:
-    """Log cross-ratios of pairs of sites, from both directions, in the contexts of data rows.
+    """Log odds ratios of pairs of sites, from both directions, in the contexts of data rows.
 
     Args:
         conditional: has marginals or log-probabilities (or `SiteAnswers` of one, to choose the batch size).
@@ -164,7 +166,7 @@ def rectangles(
     before = answers.cost
     seed = checked_seed(generator)
 
-    # The laws at the data's own values: p(x_j | rest of the row) of every site of a pair.
+    # At the data's own values: p(x_j | rest of the row) of every site of a pair.
     sites, place = torch.unique(pairs, return_inverse=True)  # [S], [P, 2]
     row, slot = (observed[:, sites]).nonzero(as_tuple=True)  # where there is a value of the site's own
     own = x[row, sites[slot]]
@@ -172,7 +174,7 @@ def rectangles(
     chosen = values.choose(answers, base, own, x if pool is None else pool, seed=rng.key(seed, "values"))
     grid = chosen.on_grid(row, slot, (len(x), len(sites)))  # [R, S, m]
 
-    # The laws where the other site of the pair takes its further values: p(x_i | x_j = b, C) and p(x_j | x_i = a, C).
+    # Where the other site of the pair takes its further values: p(x_i | x_j = b, C) and p(x_j | x_i = a, C).
     of_pair = [grid[:, place[:, side]] for side in (0, 1)]  # i, j: [R, P, m]
     altered = torch.stack([of_pair[1].valid & of_pair[0].valid[..., :1], of_pair[0].valid & of_pair[1].valid[..., :1]])
     altered[..., 0] = False  # [2, R, P, m]: the data's own value is done
@@ -241,7 +243,7 @@ def double_centred(table: Tensor, valid: Tensor) -> Tensor:
 
 
 def _anchored(table: Tensor) -> Tensor:
-    """log cross-ratio of each cell with the first, ``[.., m, m]``."""
+    """log odds ratio of each cell with the first, ``[.., m, m]``."""
     return table[..., :1, :1] + table - table[..., :, :1] - table[..., :1, :]
 
 

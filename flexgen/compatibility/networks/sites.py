@@ -1,8 +1,8 @@
 """One-site answers p(x_i | x_C) of a conditional, in batches, each distinct row evaluated once, the cost counted.
 
 All diagnostics of networks are sums of one-site log-probabilities. What they cost is rows through the network: a row is
-a set of observed sites with its values, and its answer holds the law of every other site, at every value. `SiteAnswers`
-finds the distinct rows among all requests, evaluates each once, and reads all that is wanted off it. `check_answers`
+a set of observed sites with its values, and its answer holds the distribution of every other site, at every value.
+`SiteAnswers` finds the distinct rows among all requests, evaluates each once, and reads every target off it. `check_answers`
 asks a few questions first, to see whether the answers are conditional probabilities at all.
 """
 
@@ -23,7 +23,7 @@ from flexgen.conditional import CategoricalMarginals, Conditional, HasLogProb, H
 from flexgen.errors import FlexgenError, UnsupportedQueryError
 from flexgen.query import Query
 
-__all__ = ["Requests", "SiteAnswers", "SiteLaws", "absent_in", "check_answers", "on_grid", "present_in"]
+__all__ = ["Requests", "SiteAnswers", "SiteDistributions", "absent_in", "check_answers", "on_grid", "present_in"]
 
 _ENTRIES_AT_ONCE = 1 << 24  # numbers in the answers of one batch: 64 MiB in float32
 _LARGEST_BATCH = 4096
@@ -52,8 +52,8 @@ class Requests:
 
 
 @dataclass(frozen=True)
-class SiteLaws:
-    """The laws of one site a request, read off an evaluated batch of rows.
+class SiteDistributions:
+    """The distribution of one site for each request, read off an evaluated batch of rows.
 
     Args:
         marginals: of the batch.
@@ -99,7 +99,7 @@ class SiteLaws:
 
 
 class SiteAnswers:
-    """Asks a conditional for one-site laws, and keeps count.
+    """Queries a conditional for one-site distributions, and counts the cost.
 
     Args:
         conditional: has marginals or log-probabilities, over scalar sites.
@@ -151,8 +151,8 @@ class SiteAnswers:
         return present_in(x) & ~absent_in(self.conditional, x)
 
     @torch.no_grad()
-    def read(self, requests: Requests, reader: Callable[[SiteLaws], Tensor]) -> Tensor:
-        """What `reader` (a batch of laws -> float64 ``[b, ..]``) makes of every request, ``[M, ..]``."""
+    def read(self, requests: Requests, reader: Callable[[SiteDistributions], Tensor]) -> Tensor:
+        """What `reader` (a batch of distributions -> float64 ``[b, ..]``) makes of every request, ``[M, ..]``."""
         out: Tensor | None = None
         for numbers, at, x, query in self._batches(requests):
             assert isinstance(self.conditional, HasMarginals)
@@ -161,8 +161,7 @@ class SiteAnswers:
             one_pass = isinstance(marginals, CategoricalMarginals)
             layers = [torch.arange(len(at), device=at.device)] if one_pass else _layers(at * x.shape[1] + asked)
             for some in layers:
-                laws = SiteLaws(marginals, x, at[some], asked[some], numbers[some])
-                answer = reader(laws)
+                answer = reader(SiteDistributions(marginals, x, at[some], asked[some], numbers[some]))
                 if out is None:
                     out = answer.new_empty(len(requests), *answer.shape[1:])
                 out[numbers[some]] = answer
@@ -174,7 +173,7 @@ class SiteAnswers:
         if len(requests) == 0:
             return torch.zeros(values.shape, dtype=torch.float64, device=values.device)
         if self.has_marginals:
-            return self.read(requests, lambda laws: laws.log_prob(values[laws.requests]))
+            return self.read(requests, lambda found: found.log_prob(values[found.requests]))
         width = values.shape[1]
 
         def make(numbers: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from flexgen import rng
 from flexgen.checks import kind_of, whole_number
 from flexgen.compatibility.networks.arguments import checked_rows
-from flexgen.compatibility.networks.sites import Requests, SiteAnswers, SiteLaws, on_grid
+from flexgen.compatibility.networks.sites import Requests, SiteAnswers, SiteDistributions, on_grid
 from flexgen.errors import FlexgenError, UnsupportedQueryError
 
 __all__ = ["SiteValues", "Values", "values_from_pool"]
@@ -51,7 +51,7 @@ class Values:
 
     @classmethod
     def wanted(cls, values: Values | None, answers: SiteAnswers, pool: Tensor | None = None) -> Values:
-        """What an optional argument stands for: draws from the model where it can be asked, or else values of rows."""
+        """The default of an optional argument: draws from the model where it has marginals, otherwise values of data rows."""
         if values is not None and not isinstance(values, Values):
             raise FlexgenError("values", f"is {kind_of(values)}", "Pass flexgen.compatibility.Values(...), or None.")
         if pool is not None:
@@ -103,14 +103,14 @@ class Values:
             log_probs = answers.log_prob(requests, values)
         elif answers.has_marginals:
 
-            def reader(laws: SiteLaws) -> Tensor:
-                some, drawn = values[laws.requests], draws[laws.requests]
+            def reader(found: SiteDistributions) -> Tensor:
+                some, drawn = values[found.requests], draws[found.requests]
                 chances = torch.zeros_like(some)
                 if bool(drawn.any()):
-                    others, log_chances = _from_model(laws, own[laws.requests], num, seed)
+                    others, log_chances = _from_model(found, own[found.requests], num, seed)
                     some = torch.where(drawn, _padded(others, width), some)
                     chances = torch.where(drawn, _padded(log_chances, width), 0.0)
-                return torch.stack([some, laws.log_prob(some), chances], dim=1)  # [b, 3, width]
+                return torch.stack([some, found.log_prob(some), chances], dim=1)  # [b, 3, width]
 
             values, log_probs, density = answers.read(requests, reader).view(len(requests), 3, width).unbind(1)
         else:
@@ -202,13 +202,13 @@ def _padded(draws: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(draws, (1, width - 1 - draws.shape[1]), value=torch.nan)
 
 
-def _from_model(laws: SiteLaws, own: Tensor, num: int, seed: int) -> tuple[Tensor, Tensor]:
+def _from_model(found: SiteDistributions, own: Tensor, num: int, seed: int) -> tuple[Tensor, Tensor]:
     """Draws, ``[b, num]``, of categories without replacement and without the data's own; and log of their chances."""
-    log_probs = laws.log_probs
+    log_probs = found.log_probs
     if log_probs is None:
-        draws = laws.draws(num, seed=seed)
+        draws = found.draws(num, seed=seed)
         return draws, torch.zeros_like(draws)
-    noise = rng.gumbel(log_probs.shape, generator=rng.Streams(seed, laws.requests), dtype=torch.float64)
+    noise = rng.gumbel(log_probs.shape, generator=rng.Streams(seed, found.requests), dtype=torch.float64)
     keys = (log_probs.double() + noise).scatter(1, own.nan_to_num(0.0).long()[:, None], -torch.inf)
     best, codes = keys.topk(num + 1, dim=-1)
     drawn, bar = best[:, :num] > -torch.inf, best[:, num:]
