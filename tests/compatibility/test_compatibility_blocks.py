@@ -180,7 +180,7 @@ def test_thousands_of_states() -> None:
     assert law.floor < 1e-3
     sign = torch.where(tables.tables[0] > 1 / 20, relative, -relative)  # the worst is not far from this
     moved = exact.ConditionalTables([t.log().add(sign).softmax(i) for i, t in enumerate(tables.tables)])
-    change = 0.5 * float((stationary(moved, (0, 1, 2)) - law.law).abs().sum())
+    change = 0.5 * float((stationary(moved, (0, 1, 2)) - law.distribution).abs().sum())
     assert 0.02 * law.floor < change < law.floor
 
 
