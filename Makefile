@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help setup demo mazes notebooks test lint format slow clean
+.PHONY: help setup demo mazes notebooks wheel test lint format slow clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -24,7 +24,7 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)  ## Learn a real table and sample its joint by Gibbs, generate a video; leave both in out/demo
 	$(BIN)/flexgen demo overwrite=true
-	$(BIN)/flexgen video model=checkpoints/mazes32 observed=checkpoints/mazes32/held_out.mp4 num_observed=12 \
+	$(BIN)/flexgen video model=mazes32 observed=mazes32/held_out.mp4 num_observed=12 \
 		num_frames=240 output=out/demo overwrite=true
 
 # What miniworld needs to render without a screen.
@@ -41,6 +41,9 @@ notebooks: $(READY)  ## Run all notebooks and keep their results; the one on Ant
 	$(BIN)/python -c 'import ipykernel, jupytext, nbclient' || \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[notebooks]"
 	$(BIN)/python notebooks/build.py
+
+wheel: $(READY)  ## Build the source distribution and the wheel into dist/
+	$(BIN)/python -m build
 
 test: lint  ## Lint, types and the default test tier
 	$(BIN)/python -m pytest -n 2 --dist loadfile

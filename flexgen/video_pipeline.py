@@ -79,7 +79,7 @@ class VideoPipeline:
     Args:
         backbone: see `VideoBackbone`; of a checkpoint, ``VideoPipeline.from_pretrained(folder)``.
 
-    >>> pipe = VideoPipeline.from_pretrained("checkpoints/mazes32")
+    >>> pipe = VideoPipeline.from_pretrained("mazes32")  # the example that comes with the package
     >>> pipe("walk.mp4", num_frames=300, generator=0).frames.shape  # given the frames of walk.mp4
     (300, 32, 32, 3)
     """
@@ -89,7 +89,7 @@ class VideoPipeline:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> VideoPipeline:
-        """The pipeline of a folder that `save_pretrained` or ``flexgen train`` wrote."""
+        """The pipeline of a folder that ``flexgen train`` or `save_pretrained` wrote, or of the example ``mazes32``."""
         return cls(VideoBackbone.from_pretrained(folder))
 
     def save_pretrained(self, folder: str | Path, *, half: bool = False) -> None:

@@ -61,7 +61,7 @@ class Parameters:
         if isinstance(levels, int) and levels > self.num_frames:  # each more than the one before costs a search
             problem = f"is {levels} for {self.num_frames} frames"
             raise ConfigError("plan.levels", problem, "Pass 2 to 5, as the paper does; at most one a frame.")
-        if self.observed is not None and not self.observed.exists():
+        if self.observed is not None and not (self.observed.exists() or _is_example(self.observed)):
             problem = f"{str(self.observed)!r} does not exist"
             raise DataError("observed", problem, "Name a video, a .npy file or a folder of images.")
         if self.num_observed is not None and self.observed is None:
@@ -111,6 +111,12 @@ def run(config: DictConfig) -> None:
     print(f"{plan.name}: {made} frames in {len(plan.windows)} windows and {plan.critical_path} waves, {seconds:.0f} s")
     print(f"{out.frame_evaluations:.1f} frame evaluations per generated frame")
     print(f"{chosen.output}/: video.mp4, contact_sheet.png, plan.json, frames/")
+
+
+def _is_example(path: Path) -> bool:
+    from flexgen.data.examples import or_example
+
+    return or_example(path).exists()
 
 
 def _pipeline(folder: Path) -> VideoPipeline:

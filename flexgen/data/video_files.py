@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, UnidentifiedImageError
 
 from flexgen.checks import whole_number
+from flexgen.data.examples import or_example
 from flexgen.errors import DataError
 
 __all__ = ["VideoWriter", "contact_sheet", "crop_and_resize", "find_videos", "open_npy", "read_frames"]
@@ -59,13 +60,14 @@ def read_frames(path: str | Path, *, size: int | None = None) -> Iterator[np.nda
     """The frames of a video, one at a time.
 
     Args:
-        path: an encoded file, a ``.npy`` file or a folder of images in the order of their names.
+        path: an encoded file, a ``.npy`` file or a folder of images in the order of their names; or a file of an
+            example that comes with the package, ``"mazes32/held_out.mp4"``.
         size: crop each frame to its central square and resize it to this many pixels a side; None keeps it.
 
     Raises:
         DataError: the file cannot be read, is no video, changes its size half-way, or needs an extra.
     """
-    path, shape = Path(path), None
+    path, shape = or_example(path), None
     if not path.exists():
         raise DataError("path", f"{str(path)!r} does not exist", "Name a video, a .npy file or a folder of images.")
     if size is not None:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from flexgen.checks import folder_path
+from flexgen.data.examples import or_example
 from flexgen.errors import CheckpointError, ConfigError
 from flexgen.networks.frame_unet import FrameUNet
 from flexgen.video.process import NoiseProcess, PixelScale
@@ -97,10 +98,13 @@ class VideoBackbone(nn.Module):
     def from_pretrained(cls, folder: str | Path) -> VideoBackbone:
         """Reads what `save_pretrained` wrote, in float32 and eval mode.
 
+        Args:
+            folder: or ``"mazes32"``, the example that comes with the package, where no folder has this name.
+
         Raises:
             CheckpointError: no such folder, a file missing or damaged, another format.
         """
-        folder = folder_path("folder", folder)
+        folder = or_example(folder_path("folder", folder))
         try:
             content = json.loads((folder / _FILE).read_text())
         except OSError as error:

@@ -1,8 +1,9 @@
-"""What is installed: the wheel holds both packages and the configs, and its command runs away from the clone."""
+"""What is installed: packages, configs and the example. The command and the example are found from any folder."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -16,14 +17,19 @@ from flexgen.cli.main import COMMANDS
 ROOT = Path(__file__).parents[2]
 
 
+def run(*command, **options):
+    return subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, **options)
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """The wheel, unpacked."""
+    """The wheel that is built from the source distribution, as `python -m build` does, unpacked."""
     folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet", "-w", folder, ROOT]
-    done = subprocess.run(
-        [*map(str, command), "--disable-pip-version-check"], capture_output=True, text=True, check=False
-    )
+    done = run(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", folder, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    (sdist,) = folder.glob("*.tar.gz")
+    options = ["--no-deps", "--no-build-isolation", "--quiet", "--disable-pip-version-check"]
+    done = run(sys.executable, "-m", "pip", "wheel", *options, "-w", folder, sdist, cwd=folder)
     assert done.returncode == 0, done.stderr
     (wheel,) = folder.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(folder / "site")
@@ -38,6 +44,10 @@ def test_the_wheel_holds_packages_configs_and_markers(installed):
     files = {path.relative_to(config_dir()) for path in config_dir().rglob("*.yaml")}
     packed = installed / "flexgen" / "_configs"
     assert files == {path.relative_to(packed) for path in packed.rglob("*.yaml")}
+    example = {path.relative_to(ROOT / "checkpoints") for path in (ROOT / "checkpoints").rglob("*")}
+    packed = installed / "flexgen" / "_checkpoints"
+    assert Path("mazes32/backbone.json") in example
+    assert example == {path.relative_to(packed) for path in packed.rglob("*")}
     assert {path.name for path in installed.iterdir()} - {"flexgen", "samplers"} == {
         path.name for path in installed.glob("*.dist-info")
     }
@@ -58,13 +68,33 @@ for command in {[name for name in COMMANDS if (config_dir() / f"{name}.yaml").is
     assert main([command, "--config"]) == 0 and main([command, "--help"]) == 0
 assert main(["train", "--config", "experiment=iris", "law=mae"]) == 0
 """
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(installed)},
-        check=False,
-    )
+    env = {**os.environ, "PYTHONPATH": str(installed)}
+    done = run(sys.executable, "-W", "error", "-c", code, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
     assert "samplers.laws.mae" in done.stdout
+
+
+def test_the_metadata_name_authors_and_the_readme_without_dead_links(installed):
+    (metadata,) = installed.glob("*.dist-info/METADATA")
+    text = metadata.read_text(encoding="utf-8")
+    assert "\nAuthor: The flexgen developers\n" in text
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    relative = r"\]\((?!https?:)"
+    assert re.findall(relative, page)
+    assert not re.findall(relative, text)
+    for path in re.findall(r"\]\((docs/[^)#]+\.md)\)", page):
+        assert path in text
+    assert re.findall(r"```python\n(.*?)```", text, re.DOTALL) == re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+
+
+def test_the_example_is_found_by_name(installed, tmp_path):
+    code = f"""
+import flexgen as fg
+from pathlib import Path
+pipe = fg.VideoPipeline.from_pretrained("mazes32")
+out = pipe("mazes32/held_out.mp4", num_observed=12, num_frames=14, num_inference_steps=1, generator=0)
+assert out.frames.shape == (14, 32, 32, 3)
+assert fg.data.example("mazes32") == Path({str(installed)!r}) / "flexgen/_checkpoints/mazes32"
+"""
+    done = run(sys.executable, "-c", code, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(installed)})
+    assert done.returncode == 0, done.stderr

@@ -14,6 +14,6 @@ PAGE = Path(__file__).parents[2] / "docs" / "exact.md"
 def test_the_page_runs() -> None:
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     names: dict[str, Any] = {}
-    for block in blocks[:-1]:  # the last shows a line to add to a list
+    for block in blocks:
         exec(block, names)
     torch.testing.assert_close(names["pi"], names["law"].p.flatten(), atol=1e-12, rtol=0)
