@@ -26,6 +26,7 @@ from samplers.chain_arguments import (
     agree_on_chains,
     check_clamped,
     check_start,
+    refuse_absent,
     refuse_beside_state,
     refuse_missing,
     require_run,
@@ -227,6 +228,8 @@ class ChainSampler(ABC):
         seed = rng.seed_from(generator)
         refuse_missing(x, clamped if initialise else None, space)
         space.validate(x, where=clamped if initialise else None)
+        if not initialise:
+            refuse_absent(self.conditional, x, clamped)
         x = x.repeat_interleave(replicas, 0)
         if clamped.ndim == 2:
             clamped = clamped.repeat_interleave(replicas, 0)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import os
+import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from flexgen.adapters.forward_passes import ForwardCount, logits_at
 from flexgen.adapters.token_alphabet import BLANK, TokenAlphabet
 from flexgen.checks import kind_of, whole_number
 from flexgen.conditional import CategoricalMarginals, MarginalConditional
-from flexgen.errors import CheckpointError, DataError, FlexgenError, SpaceError
+from flexgen.errors import CheckpointError, DataError, FlexgenError, QueryError, SpaceError
 from flexgen.query import Query
 from flexgen.space import Space
 
@@ -46,7 +50,8 @@ class MaskedLanguageModel(nn.Module, MarginalConditional):
         differentiable: let answers carry gradients to the model's parameters.
 
     Raises:
-        FlexgenError: an alphabet or a length that the model cannot serve.
+        FlexgenError: a model of transformers that reads from left to right, or writes one sequence after another; an
+            alphabet or a length that the model cannot serve.
 
     Answers are float64 logarithms of float32 logits; rows that ask for nothing are not evaluated.
     Cost: one forward pass for every distinct row of a call, counted in `forwards`.
@@ -66,6 +71,7 @@ class MaskedLanguageModel(nn.Module, MarginalConditional):
         differentiable: bool = False,
     ) -> None:
         super().__init__()
+        _require_masked(model)
         self.model = model
         self.tokenizer = tokenizer
         self.alphabet = TokenAlphabet(tokenizer, alphabet)
@@ -107,7 +113,7 @@ class MaskedLanguageModel(nn.Module, MarginalConditional):
         dtype: torch.dtype = torch.float32,
         **options: Any,
     ) -> MaskedLanguageModel:
-        """A model and its tokenizer from a folder or the hub.
+        """A model and its tokenizer from a folder or the hub; without the hub, from its cache.
 
         Args:
             name_or_path: what transformers' ``from_pretrained`` takes.
@@ -115,13 +121,29 @@ class MaskedLanguageModel(nn.Module, MarginalConditional):
             options: for ``AutoModelForMaskedLM.from_pretrained``, such as ``revision`` or ``attn_implementation``.
 
         Raises:
-            CheckpointError: weights are missing, such as the whole head of a model trained for another task, which
+            CheckpointError: no such folder, or nothing of that name within reach; a model of another kind, such as
+                GPT-2 or T5; weights are missing, such as the whole head of a model trained for another task, which
                 transformers would fill with random numbers.
         """
         transformers = import_transformers()
-        model, loaded = transformers.AutoModelForMaskedLM.from_pretrained(
-            name_or_path, dtype=dtype, output_loading_info=True, **options
-        )
+        if out_of_reach := _why_out_of_reach(name_or_path, options):
+            options["local_files_only"] = True
+        shared = {name: options[name] for name in ("revision", "cache_dir", "local_files_only") if name in options}
+        try:
+            model, loaded = transformers.AutoModelForMaskedLM.from_pretrained(
+                name_or_path, dtype=dtype, output_loading_info=True, **options
+            )
+            tokenizer = transformers.AutoTokenizer.from_pretrained(name_or_path, **shared)
+        except (OSError, ValueError, SafetensorError) as error:
+            if out_of_reach and isinstance(error, OSError):
+                problem = f"{str(name_or_path)!r} is neither a folder nor in the cache, and the hub is {out_of_reach}"
+                raise CheckpointError(
+                    "name_or_path", problem, "Name a folder, or load it once with the hub."
+                ) from error
+            reason = " ".join(str(error).split()).partition(" Model type should be one of")[0][:300].rstrip(".")
+            problem = f"{str(name_or_path)!r} cannot be loaded as a masked language model: {reason}"
+            fix = "Name a folder or a model of the hub that AutoModelForMaskedLM loads."
+            raise CheckpointError("name_or_path", problem, fix) from error
         missing = sorted(loaded["missing_keys"])
         if missing:
             raise CheckpointError(
@@ -129,8 +151,6 @@ class MaskedLanguageModel(nn.Module, MarginalConditional):
                 f"{str(name_or_path)!r} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]!r}",
                 "Name a model that was trained to fill masks, with its head.",
             )
-        shared = {name: options[name] for name in ("revision", "cache_dir", "local_files_only") if name in options}
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name_or_path, **shared)
         return cls(
             model,
             tokenizer,
@@ -211,7 +231,12 @@ class MaskedLanguageModel(nn.Module, MarginalConditional):
             observed: bool ``[N]`` or ``[B, N]``; default: none.
         """
         absent = self.absent(x)
-        return Query.rest(absent if observed is None else absent | observed)
+        if observed is None:
+            return Query.rest(absent)
+        if tuple(observed.shape) not in ((self.num_sites,), tuple(x.shape)):
+            fix = f"Pass booleans [N] = [{self.num_sites}] or [B, N] = {list(x.shape)}."
+            raise QueryError("observed", f"has shape {tuple(observed.shape)}", fix)
+        return Query.rest(absent | observed)
 
     def _encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Codes int64 ``[B, N]`` and which are blank, bool ``[B, N]`` (their code is 0)."""
@@ -235,8 +260,12 @@ class MaskedLanguageModel(nn.Module, MarginalConditional):
         """p(x_i | x_C) of every site that is not observed, log-probabilities float64 ``[B, N, K]``.
 
         Raises:
+            QueryError: a query over another number of sites.
             SpaceError: observed values outside the space, or an absent site before the end of its row.
         """
+        if query.num_sites != self.num_sites:
+            problem = f"is over {query.num_sites} sites, but the model's rows have {self.num_sites}"
+            raise QueryError("query", problem, "Ask about these, or use mlm.resized(num_sites).")
         query = query.expand(len(x))
         self.space.validate(x, where=query.observed)
         codes = torch.where(query.observed, x, 0).long()  # nothing unobserved is read
@@ -312,6 +341,61 @@ class MaskedLanguageModel(nn.Module, MarginalConditional):
         base = getattr(self.model, "get_base_model", lambda: self.model)()
         length = "up to " * self.variable_length + str(self.num_sites)
         return f"{type(self).__name__}({type(base).__name__}, {length} sites, alphabet {self.alphabet})"
+
+
+def _require_masked(model: nn.Module) -> None:
+    """Refuses what transformers knows as a model of another kind; whatever else answers with logits is the caller's."""
+    base = getattr(model, "get_base_model", lambda: model)()  # below the adapters of peft
+    config, kind = getattr(base, "config", None), type(base).__name__
+    problem = ""
+    if getattr(config, "is_decoder", False):
+        problem = f"is {kind} with config.is_decoder=True: a token would be predicted from those before it alone"
+    elif "transformers" in sys.modules:
+        from transformers.models.auto import modeling_auto as known
+
+        def is_one_of(classes: dict[str, str | tuple[str, ...]]) -> bool:
+            names = {name for value in classes.values() for name in ((value,) if isinstance(value, str) else value)}
+            return any(parent.__name__ in names for parent in type(base).__mro__)
+
+        if not is_one_of(known.MODEL_FOR_MASKED_LM_MAPPING_NAMES):
+            if is_one_of(known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+                problem = f"is {kind}, a causal language model: it predicts a token from those before it alone"
+            elif is_one_of(known.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES):
+                problem = f"is {kind}, which writes one sequence given another"
+    if problem:
+        raise FlexgenError("model", problem, "Pass a masked language model, as AutoModelForMaskedLM loads it.")
+
+
+def _why_out_of_reach(name_or_path: Any, options: dict[str, Any]) -> str:
+    """Why the hub does not answer for this name, or nothing if it does or is not needed.
+
+    Asked once and without retries, of which transformers makes so many that it takes a minute to say so.
+
+    Raises:
+        CheckpointError: a folder that does not exist.
+    """
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise CheckpointError("name_or_path", f"is {kind_of(name_or_path)}", "Pass a folder or a name of the hub.")
+    if Path(name_or_path).exists() or options.get("local_files_only"):
+        return ""
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    name = os.fspath(name_or_path)
+    try:
+        huggingface_hub.utils.validate_repo_id(name)  # type: ignore[attr-defined]
+    except HFValidationError as error:
+        raise CheckpointError(
+            "name_or_path", f"{name!r} does not exist", "Name a folder, or a model of the hub."
+        ) from error
+    try:
+        url = huggingface_hub.hf_hub_url(name, "config.json", revision=options.get("revision"))
+        huggingface_hub.get_hf_file_metadata(url, token=options.get("token"), timeout=10)
+    except HfHubHTTPError:
+        return ""  # it answers, if with a refusal, which transformers explains
+    except Exception as error:  # of whichever client the hub's library uses
+        return f"out of reach ({' '.join(str(error).split())[:100].rstrip('.')})"
+    return ""
 
 
 def _texts(texts: str | Sequence[str]) -> Sequence[str]:

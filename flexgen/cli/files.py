@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
@@ -122,9 +122,18 @@ def require_file(path: Path, *, argument: str) -> Path:
     return require_table(path, argument=argument)
 
 
-def write_table(df: pd.DataFrame, path: Path, *, index: bool = False) -> None:
-    """A ``.csv``, ``.tsv`` or ``.parquet`` file, by suffix; in place only once it is whole."""
+def write_table(df: pd.DataFrame, path: Path, *, index: bool = False, spreadsheet_safe: bool = False) -> None:
+    """A ``.csv``, ``.tsv`` or ``.parquet`` file, by suffix; in place only once it is whole.
+
+    Args:
+        df: the table.
+        path: its file.
+        index: write the index as columns, too.
+        spreadsheet_safe: put ``'`` before texts and names of columns that a spreadsheet would take for a formula.
+    """
     require_table(path, argument="output")
+    if spreadsheet_safe:
+        df = _without_formulas(df)
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,3 +146,23 @@ def write_table(df: pd.DataFrame, path: Path, *, index: bool = False) -> None:
         raise ConfigError("output", f"{str(path)!r} cannot be written: {error}", "Name another place.") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _without_formulas(df: pd.DataFrame) -> pd.DataFrame:
+    """Source: OWASP, *CSV Injection*: what begins with one of = + - @, a tab or a carriage return, and is no number."""
+    from pandas.api.types import is_numeric_dtype
+
+    def quoted(value: Any) -> Any:
+        if not isinstance(value, str) or value[:1] not in ("=", "+", "-", "@", "\t", "\r"):
+            return value
+        try:
+            float(value)
+        except ValueError:
+            return f"'{value}"
+        return value
+
+    safe = df.rename(columns=quoted)
+    for place, dtype in enumerate(df.dtypes):
+        if not is_numeric_dtype(dtype):
+            safe.isetitem(place, [quoted(value) for value in df.iloc[:, place]])
+    return safe

@@ -36,6 +36,7 @@ class Parameters:
     seed: int
     batch_size: int
     progress: bool | None
+    spreadsheet_safe: bool
     overwrite: bool
 
     def __post_init__(self) -> None:
@@ -64,7 +65,7 @@ def run(config: DictConfig) -> None:
     )
     if chosen.num_draws > 1:
         filled = filled.rename_axis(["draw", "row"])
-    write_table(filled, chosen.output, index=chosen.num_draws > 1)
+    write_table(filled, chosen.output, index=chosen.num_draws > 1, spreadsheet_safe=chosen.spreadsheet_safe)
     gaps = df[[name for name in df.columns if str(name) in model.schema.names]].isna()
     count = f"filled {int(gaps.sum().sum())} entries in {int(gaps.any(axis=1).sum())} of {len(df)} rows"
     print(f"{count}{f', {chosen.num_draws} times' if chosen.num_draws > 1 else ''}; saved to {chosen.output}")

@@ -44,6 +44,7 @@ class Parameters:
     seed: int
     batch_size: int
     progress: bool | None
+    spreadsheet_safe: bool
     overwrite: bool
     sampler: dict[str, Any]
 
@@ -75,6 +76,6 @@ def run(config: DictConfig) -> None:
         batch_size=chosen.batch_size,
         progress=sys.stderr.isatty() if chosen.progress is None else chosen.progress,
     )
-    write_table(rows, chosen.output)
+    write_table(rows, chosen.output, spreadsheet_safe=chosen.spreadsheet_safe)
     how = "the chain rule" if scan is None else f"{sampler.num_sweeps} Gibbs sweep(s), {scan}"
     print(f"drew {len(rows)} rows by {how}; saved to {chosen.output}")

@@ -281,3 +281,13 @@ def test_values_that_are_no_rows() -> None:
         mlm.marginals(gap, everything.expand(2))
     with pytest.raises(FlexgenError, match="absent_code: is of a model whose rows all have 4 tokens"):
         _ = tiny(4).absent_code
+
+
+def test_queries_over_another_number_of_sites_are_refused() -> None:
+    mlm = tiny(4)
+    x, query = mlm.encode(["ABCA"]), Query.complete(1, num_sites=5)
+    for answer in (mlm.marginals, mlm.log_prob, lambda x, query: mlm.sample(x, query, generator=generator(0))):
+        with pytest.raises(QueryError, match=r"^query: is over 5 sites, but the model's rows have 4\. "):
+            answer(x, query)
+    with pytest.raises(QueryError, match=r"^observed: has shape \(5,\)\. Pass booleans \[N\] = \[4\]"):
+        mlm.rest(x, torch.ones(5, dtype=torch.bool))

@@ -10,6 +10,7 @@ from scipy import stats
 from torch import Tensor
 
 from flexgen import exact
+from flexgen.errors import FlexgenError
 from flexgen.exact import kernels
 from flexgen.query import Query
 from samplers import GibbsSampler, MetropolisSampler, any_order, parallel, scans
@@ -102,6 +103,22 @@ def test_rows_of_different_lengths_in_one_batch_of_chains() -> None:
     assert torch.equal(result.draws[:, clamped], x[clamped].expand(5, -1))
     assert (result.draws[:, ~clamped] < mlm.absent_code).all()
     assert {len(text) for text in mlm.decode(result.draws[-1])} == {4, 2, 1}
+
+
+def test_chains_that_would_lengthen_rows_are_refused() -> None:
+    mlm = tiny(4, variable_length=True)
+    x = mlm.encode(["ABCA", "AB"])
+    gibbs = GibbsSampler(mlm, scan=scans.systematic())
+    with pytest.raises(FlexgenError, match=r"^x: leaves site 2 of chain 1 free, which is absent from its row\. Clamp"):
+        gibbs.run(x=x, draws=1, generator=0)
+    clamped = torch.tensor([True, False, True, False])
+    with pytest.raises(FlexgenError, match=r"^clamped: leaves site 3 of chain 1 free"):
+        gibbs.run(x=x, clamped=clamped, draws=1, generator=0)
+    with pytest.raises(FlexgenError, match=r"^x: leaves site 2 of chain 1 free"):
+        MetropolisSampler(mlm, any_order.energy(mlm, torch.arange(4)), scan=scans.systematic()).run(x=x, draws=1)
+    gibbs.run(x=x, clamped=clamped | mlm.absent(x), draws=1, generator=0)
+    full = gibbs.run(x=x, clamped=torch.tensor([True, True, False, False]), initialise=True, draws=1, generator=0)
+    assert {len(text) for text in mlm.decode(full.draws[-1])} == {4}  # what is asked for
 
 
 def test_a_short_row_has_the_likelihood_that_it_has_alone() -> None:

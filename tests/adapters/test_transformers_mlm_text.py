@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import peft
 import pytest
 import torch
+import transformers
 
 from flexgen.adapters import MaskedLanguageModel, TokenAlphabet
 from flexgen.errors import CheckpointError, DataError, FlexgenError
@@ -114,6 +117,89 @@ def test_a_folder_without_a_head_is_refused(tmp_path: Path) -> None:
     tokenizer().save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"lacks \d+ weights of BertForMaskedLM, such as 'cls"):
         MaskedLanguageModel.from_pretrained(tmp_path, num_sites=4)
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ("GPT2LMHeadModel", "is GPT2LMHeadModel, a causal language model: it predicts a token from those before it"),
+        ("T5ForConditionalGeneration", "is T5ForConditionalGeneration, which writes one sequence given another"),
+        ("BertForMaskedLM", "is BertForMaskedLM with config.is_decoder=True: a token would be predicted from those"),
+    ],
+)
+def test_models_of_another_kind_are_refused(tmp_path: Path, model: str, reason: str) -> None:
+    own = {
+        "GPT2LMHeadModel": {"n_embd": 16, "n_layer": 1, "n_head": 2},
+        "T5ForConditionalGeneration": {"d_model": 16, "d_ff": 16, "d_kv": 8, "num_layers": 1, "num_heads": 2},
+        "BertForMaskedLM": {"is_decoder": True, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+    }[model]
+    kind = getattr(transformers, model)
+    with torch.random.fork_rng(devices=[]):
+        other = kind(kind.config_class(vocab_size=10, **own))
+    with pytest.raises(FlexgenError, match=f"^model: {re.escape(reason)}"):
+        MaskedLanguageModel(other, tokenizer(), num_sites=4, alphabet="ABC")
+    if model != "BertForMaskedLM":
+        other.save_pretrained(tmp_path)
+        tokenizer().save_pretrained(tmp_path)
+        said = (
+            "cannot be loaded as a masked language model: Unrecognized configuration class .*Config.*AutoModelForMasked"
+        )
+        with pytest.raises(CheckpointError, match=said) as caught:
+            MaskedLanguageModel.from_pretrained(tmp_path, num_sites=4)
+        assert len(str(caught.value)) < 600
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
+def test_a_causal_model_below_adapters_is_refused() -> None:
+    with torch.random.fork_rng(devices=[]):
+        config = transformers.GPT2Config(vocab_size=10, n_embd=16, n_layer=1, n_head=2)
+        model = peft.get_peft_model(
+            transformers.GPT2LMHeadModel(config), peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True)
+        )
+    with pytest.raises(FlexgenError, match=r"^model: is GPT2LMHeadModel, a causal language model"):
+        MaskedLanguageModel(model, tokenizer(), num_sites=4, alphabet="ABC")
+
+
+def test_folders_that_hold_no_model_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"^name_or_path: '.*missing' does not exist\. Name a folder"):
+        MaskedLanguageModel.from_pretrained(tmp_path / "missing", num_sites=4)
+    with pytest.raises(CheckpointError, match=r"^name_or_path: '\./missing' does not exist"):
+        MaskedLanguageModel.from_pretrained("./missing", num_sites=4)
+    with pytest.raises(CheckpointError, match=r"^name_or_path: '.*' cannot be loaded as a masked language model: "):
+        MaskedLanguageModel.from_pretrained(tmp_path, num_sites=4)
+    with pytest.raises(CheckpointError, match=r"^name_or_path: is 3\. Pass a folder or a name of the hub"):
+        MaskedLanguageModel.from_pretrained(3, num_sites=4)
+    network().save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(CheckpointError, match=r"^name_or_path: '.*' cannot be loaded as a masked language model: "):
+        MaskedLanguageModel.from_pretrained(tmp_path, num_sites=4)
+
+
+def test_a_hub_out_of_reach_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def nowhere(*name: str, **_: Any) -> str:
+        asked.append(name)
+        return "http://127.0.0.1:9/config.json"  # the port that discards
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_url", nowhere)
+    said = r"^name_or_path: 'some/model' is neither a folder nor in the cache, and the hub is out of reach \(.*\)\. "
+    with pytest.raises(CheckpointError, match=said):
+        MaskedLanguageModel.from_pretrained("some/model", num_sites=4, cache_dir=tmp_path)
+    assert asked == [("some/model", "config.json")]
+
+
+def test_without_the_hub_its_cache_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub, "hf_hub_url", lambda *_, **__: "http://127.0.0.1:9/config.json")
+    snapshot = tmp_path / "models--some--model" / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    network().save_pretrained(snapshot)
+    tokenizer().save_pretrained(snapshot)
+    (tmp_path / "models--some--model" / "refs").mkdir()
+    (tmp_path / "models--some--model" / "refs" / "main").write_text("0" * 40)
+    mlm = MaskedLanguageModel.from_pretrained("some/model", num_sites=4, alphabet="ABC", cache_dir=tmp_path)
+    assert mlm.decode(mlm.encode("ABCA")) == ["ABCA"]
 
 
 def adapted() -> Any:

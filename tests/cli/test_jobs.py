@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from pandas.testing import assert_frame_equal
 
+from flexgen.cli.files import write_table
 from flexgen.cli.main import main
 from flexgen.compatibility import Report
 from flexgen.data.tables import load_table, read_table
@@ -205,3 +206,32 @@ def test_diagnose_prints_a_report_and_leaves_a_page(capsys):
         assert main([*words, "output=other.html", word]) == 2
         assert problem in capsys.readouterr().err
     assert not Path("other.html").exists()
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_texts_that_a_spreadsheet_would_run_are_quoted_on_request(tmp_path, suffix):
+    texts = ["=1+1", "+a", "-b", "@c", "-1.5", "+2", "plain", "a=b", "", None, '=x,"y"']
+    df = pd.DataFrame({"=name": texts, "number": np.arange(len(texts)) - 5.0, "kind": pd.Categorical(texts)})
+    before, path = df.copy(), tmp_path / f"table.{suffix}"
+    sep = "," if suffix == "csv" else "\t"
+    write_table(df, path, spreadsheet_safe=True)
+    pd.testing.assert_frame_equal(df, before)
+    read = pd.read_csv(path, sep=sep, dtype=str, keep_default_na=False)
+    expected = ["'=1+1", "'+a", "'-b", "'@c", "-1.5", "+2", "plain", "a=b", "", "", '\'=x,"y"']
+    assert list(read.columns) == ["'=name", "number", "kind"]
+    assert list(read["'=name"]) == list(read["kind"]) == expected
+    assert float(read["number"][0]) == -5.0
+    write_table(df, path)
+    assert pd.read_csv(path, sep=sep)["=name"][0] == "=1+1"  # not asked for
+
+
+def test_commands_that_write_tables_take_the_request():
+    df = read_table("gaps.csv").head(2).assign(note=["=cmd()", "-"])
+    df.to_csv("notes.csv", index=False)
+    assert main(["impute", "model=model", "input=notes.csv", "output=safe.csv", "spreadsheet_safe=true"]) == 0
+    assert list(pd.read_csv("safe.csv")["note"]) == ["'=cmd()", "'-"]
+    assert main(["impute", "model=model", "input=notes.csv", "output=plain.csv"]) == 0
+    assert list(pd.read_csv("plain.csv")["note"]) == ["=cmd()", "-"]
+    assert main(["sample", "model=model", "output=rows_safe.csv", "num_rows=3", "spreadsheet_safe=true"]) == 0
+    assert main(["sample", "model=model", "output=rows_plain.csv", "num_rows=3"]) == 0
+    assert Path("rows_safe.csv").read_bytes() == Path("rows_plain.csv").read_bytes()
