@@ -33,8 +33,7 @@ from flexgen.query import Query
 from flexgen.rng import Streams
 from flexgen.video.storage import FrameStore
 from samplers import frames
-from samplers.executor import execute
-from samplers.frame_conditional import FrameConditional, OverVideo
+from samplers.executor import FrameConditional, OverVideo, execute
 
 PLANS: dict[str, Any] = {
     "autoregressive": frames.autoregressive,

@@ -39,7 +39,7 @@ from samplers import frames as plans
 from samplers.executor import execute, resample
 from samplers.frames import AdaptivePlan, Plan
 from samplers.frames.distances import Distance, DistanceName
-from samplers.frames.windows import ranges
+from samplers.frames.plan import ranges
 from samplers.team import Team
 
 __all__ = ["VideoOutput", "VideoPipeline"]

@@ -15,10 +15,9 @@ from samplers.frames.distances import Distance, pixel_distance
 from samplers.frames.fdm import autoregressive, hierarchical, long_range
 from samplers.frames.named import by_name
 from samplers.frames.patterns import Pattern, continuation, extension, interpolation, keyframes, loop, plan_for
-from samplers.frames.plan import Plan
+from samplers.frames.plan import Plan, Window
 from samplers.frames.refine import refine
 from samplers.frames.tree import tree
-from samplers.frames.windows import Window
 
 __all__ = [
     "AdaptivePlan",

@@ -25,8 +25,7 @@ from flexgen.query import Query
 from flexgen.rng import Randomness
 from samplers.frames.distances import Distance, DistanceName, distance_of
 from samplers.frames.fdm import autoregressive_targets, ends_of, hierarchy_targets, merged
-from samplers.frames.plan import Plan, check_window, given_frames
-from samplers.frames.windows import Window, frame_evaluations
+from samplers.frames.plan import Plan, Window, check_window, frame_evaluations, given_frames
 from samplers.schedule import Walk
 
 __all__ = ["AdaptivePlan", "Choice", "Distance", "adaptive_autoregressive", "adaptive_hierarchical", "farthest_points"]

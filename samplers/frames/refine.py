@@ -17,8 +17,7 @@ from dataclasses import replace
 from flexgen.checks import whole_number
 from flexgen.errors import PlanError
 from samplers.frames.fdm import nearby
-from samplers.frames.plan import Plan
-from samplers.frames.windows import Window, as_frames
+from samplers.frames.plan import Plan, Window, as_frames
 
 __all__ = ["refine"]
 

@@ -20,8 +20,7 @@ from itertools import pairwise
 
 from flexgen.checks import whole_number
 from flexgen.errors import PlanError
-from samplers.frames.plan import Plan, check_window, given_frames
-from samplers.frames.windows import Window
+from samplers.frames.plan import Plan, Window, check_window, given_frames
 
 __all__ = ["tree"]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import importlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,9 @@ from flexgen.exact import Gaussian
 from flexgen.query import Query
 from flexgen.rng import Streams
 from flexgen.video.storage import FrameStore
-from samplers import window_run
-from samplers.executor import Execution, execute, resample
-from samplers.frame_conditional import OverVideo
-from samplers.frames.plan import Plan
-from samplers.frames.windows import Window
-from samplers.window_order import check_waves
+from samplers import executor
+from samplers.executor import Execution, OverVideo, execute, resample
+from samplers.frames.plan import Plan, Window
 from tests.samplers import walk_model
 from tests.samplers.walk_model import PLAN, SEED, Walk, open_store, video
 
@@ -141,7 +139,7 @@ def test_the_law_is_the_plans(tmp_path: Path) -> None:
 
 @pytest.mark.statistical
 def test_one_stream_for_all_windows_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(window_run, "Streams", lambda seed, names: Streams(seed, torch.zeros_like(names)))
+    monkeypatch.setattr(executor, "Streams", lambda seed, names: Streams(seed, torch.zeros_like(names)))
     assert p_value(replicates(tmp_path / "s"), 1.5) < FALSE_ALARM
 
 
@@ -161,8 +159,7 @@ def test_stale_reads_are_found_out(tmp_path: Path) -> None:
 
 @pytest.mark.statistical
 def test_a_refinement_in_the_wave_of_its_readers_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Why such plans are refused: the readers meet a frame that is about to change."""
-    monkeypatch.setattr(window_run, "check_waves", lambda _: None)
+    """Why a plan keeps them apart: the readers meet a frame that is about to change."""
     monkeypatch.setattr(Plan, "waves", lambda _: ((0,), (3, 1, 2), (4,)))
     assert p_value(replicates(tmp_path / "s"), 1.5) < FALSE_ALARM
 
@@ -170,49 +167,11 @@ def test_a_refinement_in_the_wave_of_its_readers_is_found_out(tmp_path: Path, mo
 # --- what it refuses
 
 
-@dataclass(frozen=True)
-class Waves:
-    """A plan whose waves are as given."""
-
-    windows: tuple[Window, ...]
-    order: tuple[tuple[int, ...], ...]
-    num_frames: int = 4
-    observed: tuple[int, ...] = (0,)
-    window: int = 3
-
-    def waves(self) -> tuple[tuple[int, ...], ...]:
-        return self.order
-
-    def to_dict(self) -> dict:
-        return {"order": self.order}
-
-
-SOUND = Waves((Window((1,), (0,)), Window((2,), (0,)), Window((3,), (1, 2))), ((0, 1), (2,)))
-
-
-@pytest.mark.parametrize(
-    ("plan", "told"),
-    [
-        (
-            replace(SOUND, order=((0, 1, 2),)),
-            "window 2 reads frame 1, which window 0 of its wave writes.*different waves",
-        ),
-        (replace(SOUND, order=((2,), (0, 1))), "window 2 reads frame 1, which no earlier wave writes. Draw it first"),
-        (replace(SOUND, order=((0,), (2,))), "has waves that do not name every window once"),
-        (replace(SOUND, num_frames=6), r"leaves 2 frame\(s\) undrawn, first 4. Cover every frame"),
-        (replace(SOUND, num_frames=3), "window 2 writes frame 3. Frames are numbered 0 to 2"),
-        (replace(SOUND, observed=(0, 1)), "window 0 writes frame 1, which is given. Leave it out"),
-        (replace(SOUND, window=2), "window 2 holds 3 frames. The network sees 2 at once"),
-        (
-            replace(SOUND, windows=(Window((1,), (0,)), Window((1, 2), (0,)), Window((3,), (1, 2)))),
-            "windows 0 and 1 of one wave both write frame 1. Put them into different waves",
-        ),
-    ],
-)
-def test_plans_that_cannot_be_resumed_are_refused(plan: Waves, told: str) -> None:
-    check_waves(SOUND)
-    with pytest.raises(PlanError, match=f"plan: {told}"):
-        check_waves(plan)
+def test_former_names_warn() -> None:
+    with pytest.warns(DeprecationWarning, match="samplers.executor"):
+        assert importlib.import_module("samplers.frame_conditional").OverVideo is OverVideo
+    with pytest.warns(DeprecationWarning, match="plan.dependents"):
+        assert importlib.import_module("samplers.window_order").dependents(PLAN, 2) == PLAN.dependents(2)
 
 
 def test_another_plan_or_seed_is_refused(tmp_path: Path) -> None:

@@ -11,9 +11,7 @@ import pytest
 
 from flexgen.errors import FlexgenError
 from samplers.executor import Execution, execute, resample
-from samplers.frames.plan import Plan
-from samplers.frames.windows import Window
-from samplers.window_order import dependents, needed_to_redo, rewriters
+from samplers.frames.plan import Plan, Window
 from tests.samplers.crashes import until_done
 from tests.samplers.walk_model import PLAN, SEED, Walk, open_store, video
 
@@ -39,7 +37,7 @@ def with_draw(folder: Path, window: int, draw: int, plan: Plan = PLAN) -> np.nda
 def test_resampling_one_window(undisturbed: np.ndarray, tmp_path: Path) -> None:
     store = open_store(tmp_path / "s")
     execute(Walk(), PLAN, store, seed=SEED)
-    assert dependents(PLAN, 2) == (5, 7, 8, 9)
+    assert PLAN.dependents(2) == (5, 7, 8, 9)
     report = resample(Walk(), PLAN, store, window=2, seed=SEED)
     assert report == Execution(num_windows=10, num_drawn=1, stale=(5, 7, 8, 9))
     changed = [i for i in range(20) if not np.array_equal(store.read([i])[0], undisturbed[i])]
@@ -48,7 +46,7 @@ def test_resampling_one_window(undisturbed: np.ndarray, tmp_path: Path) -> None:
     store.verify()
 
     report = resample(Walk(), PLAN, store, window=2, seed=SEED, redo_dependents=True)
-    assert (report.num_drawn, report.stale) == (len(needed_to_redo(PLAN, 2)), ())
+    assert (report.num_drawn, report.stale) == (len(PLAN.needed_to_redo(2)), ())
     assert np.array_equal(store.frames(), with_draw(tmp_path / "fresh", 2, 1))
     resample(Walk(), PLAN, store, window=2, seed=SEED, draw=0, redo_dependents=True)
     assert np.array_equal(store.frames(), undisturbed)
@@ -56,7 +54,7 @@ def test_resampling_one_window(undisturbed: np.ndarray, tmp_path: Path) -> None:
 
 def test_resampling_a_window_that_was_revised(tmp_path: Path) -> None:
     video(tmp_path / "s")
-    assert rewriters(PLAN, 0) == (5, 6, 8)
+    assert PLAN.rewriters(0) == (5, 6, 8)
     with pytest.raises(FlexgenError, match=r"window: is 0, whose frames window 5 drew anew later. Resample 5, or pass"):
         resample(Walk(), PLAN, open_store(tmp_path / "s"), window=0, seed=SEED)
 

@@ -18,8 +18,7 @@ from flexgen.errors import CheckpointError
 from flexgen.video.storage import FrameStore, Written
 from samplers.executor import execute, resample
 from samplers.frames.adaptive import adaptive_autoregressive
-from samplers.frames.windows import Window
-from samplers.window_order import dependents
+from samplers.frames.plan import Window
 from tests.samplers import walk_model
 from tests.samplers.crashes import Killed, killed_at, until_done
 from tests.samplers.walk_model import PLAN, SEED, Walk, open_store, video
@@ -189,4 +188,4 @@ def test_adaptive_plans_are_resumed(tmp_path: Path) -> None:
     assert np.array_equal(video(tmp_path / "fixed", plan=chosen), whole)  # it looked at done frames only
     report = resample(Walk(), plan, store, window=3, seed=SEED)
     assert report.num_drawn == 1
-    assert report.stale == dependents(chosen, 3)
+    assert report.stale == chosen.dependents(3)

@@ -19,8 +19,7 @@ from flexgen.query import Query
 from flexgen.rng import Streams
 from flexgen.video.storage import FrameStore
 from samplers.executor import execute, resample
-from samplers.frames.plan import Plan
-from samplers.frames.windows import Window
+from samplers.frames.plan import Plan, Window
 
 SITE = (2, 3)
 SEED = 5
