@@ -19,9 +19,8 @@ from flexgen.exact import Gaussian, GaussianMixture
 from flexgen.query import Query
 from flexgen.table_model import TableModel
 from flexgen.tables.conditional import TableConditional
-from flexgen.tables.conditioning import NormalMixture
-from flexgen.tables.members import ClassMixture, DenseGaussian
-from flexgen.tables.objective import LatentRows
+from flexgen.tables.members import ClassMixture, DenseGaussian, NormalMixture
+from flexgen.tables.network import LatentRows
 
 
 @dataclass

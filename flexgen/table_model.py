@@ -24,7 +24,7 @@ from flexgen.rng import Randomness
 from flexgen.space import Kind
 from flexgen.tables import FitReport, TableConditional, TableSettings, fit_table
 from flexgen.tables.checkpoint import read_table_model, write_table_model
-from flexgen.tables.describe import describe
+from flexgen.tables.conditional import describe
 from samplers import ChainResult, GibbsSampler, any_order
 from samplers.laws import power_cardinality
 from samplers.scans import Scan

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from flexgen.tables.conditional import TableConditional
+from flexgen.tables.conditional import TableConditional, TableMarginals
 from flexgen.tables.fit import FitReport, fit_table
-from flexgen.tables.marginals import TableMarginals
 from flexgen.tables.network import MaskedTableNetwork
 from flexgen.tables.settings import TableSettings
 

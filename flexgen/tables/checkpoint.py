@@ -17,13 +17,10 @@ from flexgen.checks import folder_path
 from flexgen.data.schema import TableSchema
 from flexgen.errors import CheckpointError
 from flexgen.space import Space
-from flexgen.tables.columns import Column
+from flexgen.tables.columns import Column, ColumnMaps, FeatureLayout
 from flexgen.tables.conditional import TableConditional
-from flexgen.tables.conditioning import NormalMixture
-from flexgen.tables.features import FeatureLayout
 from flexgen.tables.fit import FitReport
-from flexgen.tables.maps import ColumnMaps
-from flexgen.tables.members import ClassMixture, DenseGaussian
+from flexgen.tables.members import ClassMixture, DenseGaussian, NormalMixture
 from flexgen.tables.network import MaskedTableNetwork
 
 __all__ = ["conditional_from_config", "conditional_to_config", "read_table_model", "write_table_model"]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -28,19 +28,128 @@ from flexgen import rng
 from flexgen.errors import FlexgenError
 from flexgen.laws import MaskLaw
 from flexgen.space import Space
-from flexgen.tables.columns import fit_column
+from flexgen.tables.columns import ColumnMaps, FeatureLayout, cell_log_prob, fit_column
 from flexgen.tables.conditional import TableConditional
-from flexgen.tables.exams import Exam, Fold, cut_folds
-from flexgen.tables.features import FeatureLayout
-from flexgen.tables.fit_members import fit_class_mixture, fit_dense_gaussian
-from flexgen.tables.maps import ColumnMaps
-from flexgen.tables.network import MaskedTableNetwork
-from flexgen.tables.objective import LatentRows, TableLikelihood
-from flexgen.tables.pooling import pool_weights
+from flexgen.tables.members import LatentMarginals, fit_class_mixture, fit_dense_gaussian
+from flexgen.tables.network import LatentRows, MaskedTableNetwork, TableLikelihood
 from flexgen.tables.settings import TableSettings
 from flexgen.training import TrainingSettings, train
 
-__all__ = ["FitReport", "fit_table"]
+__all__ = ["FitReport", "Fold", "HeldOutQueries", "cut_folds", "fit_table", "pool_weights"]
+
+_SMALL_FOLDS = 5
+_HELD_OUT_SHARE = 0.05  # of a large table, a fold
+_DRAWS = 4  # queries a held-out row
+_MOST_ROWS = 2000  # held-out rows of a fold with queries
+_ROWS_AT_ONCE = 2048
+_EM_STEPS = 200  # of the pool's weights
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Rows to learn from and rows held out, int64."""
+
+    learn: Tensor
+    held_out: Tensor
+
+
+def cut_folds(num_rows: int, *, is_small: bool, num_folds: int, seed: int) -> list[Fold]:
+    """Five folds that cover all rows of a small table; `num_folds` disjoint small held-out parts of a large one."""
+    order = torch.randperm(num_rows, generator=rng.stream(seed, "folds"))
+    if is_small:
+        parts = order.tensor_split(_SMALL_FOLDS)
+    else:
+        size = max(1, int(_HELD_OUT_SHARE * num_rows))
+        parts = order[: size * num_folds].split(size)
+    everyone = torch.ones(num_rows, dtype=torch.bool)
+    folds = []
+    for part in parts:
+        learn = everyone.clone()
+        learn[part] = False
+        folds.append(Fold(learn.nonzero()[:, 0], part.sort().values))
+    return folds
+
+
+@dataclass(frozen=True)
+class HeldOutQueries:
+    """The held-out rows of a fold, each with a few queries.
+
+    Args:
+        rows: repeated, once a query.
+        observed, target: bool ``[E, N]``.
+    """
+
+    rows: LatentRows
+    observed: Tensor
+    target: Tensor
+
+    @classmethod
+    def of(cls, rows: LatentRows, law: MaskLaw, *, seed: int, fold: int) -> HeldOutQueries:
+        rows = rows[torch.arange(min(len(rows), _MOST_ROWS)).repeat(_DRAWS)]
+        streams = rng.Streams(rng.key(seed, "exam", fold), len(rows))
+        draw = law.draw(rows.present, generator=streams, x=rows.x)
+        return cls(rows, draw.query.observed, draw.query.target)
+
+    @torch.no_grad()
+    def log_probs(self, layout: FeatureLayout, members: Sequence[nn.Module]) -> Tensor:
+        """log p of every entry under the mean of the members, in latent space, ``[E, N]``."""
+        parts = []
+        for some in torch.arange(len(self.rows)).split(_ROWS_AT_ONCE):
+            rows = self.rows[some]
+            each = []
+            for member in members:
+                answer: LatentMarginals = member(rows.y.nan_to_num(0.0), rows.codes, self.observed[some])
+                answer = answer.double()
+                out = torch.zeros(len(some), rows.present.shape[1], dtype=torch.float64)
+                out[:, layout.numeric] = cell_log_prob(
+                    rows.lower.nan_to_num(0.0, torch.inf, -torch.inf),
+                    rows.upper.nan_to_num(0.0, torch.inf, -torch.inf),
+                    answer.log_weights,
+                    answer.means,
+                    answer.sds,
+                )
+                codes = rows.codes.nan_to_num(0.0).long()[..., None]
+                out[:, layout.categorical] = answer.log_probs.gather(-1, codes).squeeze(-1)
+                each.append(out)
+            parts.append(torch.stack(each).logsumexp(0) - math.log(len(each)))
+        return torch.cat(parts)
+
+
+def pool_weights(
+    log_probs: Tensor, target: Tensor, *, kinds: Sequence[Tensor] | None = None, prior_entries: float = 100.0
+) -> Tensor:
+    """log weights ``[M, N]`` of a linear pool, each column's shrunk towards those of its kind of column.
+
+    EM for the weights of a mixture with known components. First one set of weights for all columns of a kind, then each
+    column's own with a Dirichlet prior of `prior_entries` entries centred there.
+
+    Args:
+        log_probs: ``[M, E, N]``, log p of held-out entries under each member.
+        target: bool ``[E, N]``, the entries that were targets.
+        kinds: int64 column numbers of each kind; default: all columns are of one.
+        prior_entries: strength of the prior.
+    """
+    num_members, _, num_columns = log_probs.shape
+    if kinds is None:
+        kinds = [torch.arange(num_columns)]
+    log_weights = log_probs.new_full((num_members, num_columns), -math.log(num_members))
+    for columns in kinds:
+        chosen = log_probs[:, :, columns][:, target[:, columns]]  # [M, number of targets]
+        centre = _mixture_weights(chosen, log_probs.new_full((num_members,), 0.5))
+        for j in columns.tolist():
+            own = log_probs[:, target[:, j], j]
+            log_weights[:, j] = _mixture_weights(own, prior_entries * centre).log()
+    return log_weights
+
+
+def _mixture_weights(log_probs: Tensor, prior_counts: Tensor) -> Tensor:
+    """EM for mixture weights ``[M]`` under ``[M, n]`` component log-probabilities and Dirichlet pseudo-counts."""
+    weights = torch.full_like(prior_counts, 1.0 / len(prior_counts))
+    for _ in range(_EM_STEPS):
+        counts = (log_probs + weights.log()[:, None]).softmax(0).sum(1) + prior_counts
+        weights = counts / counts.sum()
+    return weights
+
 
 _ROWS_PER_CLASS = 5
 _LEAST_WEIGHT = 0.01  # members below it in every column are dropped
@@ -128,10 +237,12 @@ def fit_table(
     if settings.num_networks:
         networks = job.train_networks(ridge, directory, resume, progress)
         groups["networks"] = networks
-        log_probs["networks"] = torch.cat([e.log_probs(layout, [n]) for e, n in zip(job.exams, networks, strict=True)])
+        log_probs["networks"] = torch.cat(
+            [e.log_probs(layout, [n]) for e, n in zip(job.held_out, networks, strict=True)]
+        )
         report.held_out["one network"] = job.mean_score(log_probs["networks"])
     kinds = [columns for columns in (maps.numeric, maps.categorical) if len(columns)]
-    log_weights = pool_weights(torch.stack(list(log_probs.values())), job.asked, kinds=kinds)  # [M, N]
+    log_weights = pool_weights(torch.stack(list(log_probs.values())), job.target, kinds=kinds)  # [M, N]
     varying = torch.cat(kinds)
     report.weights = dict(zip(groups, log_weights[:, varying].exp().mean(1).tolist(), strict=True))
     pooled = (torch.stack(list(log_probs.values())) + log_weights[:, None]).logsumexp(0)
@@ -162,8 +273,10 @@ class _Job:
         self.is_small = len(rows) <= settings.small_rows
         num_folds = max(settings.num_networks, 1)
         self.folds: list[Fold] = cut_folds(len(rows), is_small=self.is_small, num_folds=num_folds, seed=seed)
-        self.exams = [Exam.of(rows[fold.held_out], law, seed=seed, fold=f) for f, fold in enumerate(self.folds)]
-        self.asked = torch.cat([exam.target for exam in self.exams])
+        self.held_out = [
+            HeldOutQueries.of(rows[fold.held_out], law, seed=seed, fold=f) for f, fold in enumerate(self.folds)
+        ]
+        self.target = torch.cat([queries.target for queries in self.held_out])
 
     def fit_gaussian(self, rows: LatentRows, ridge: float) -> Members:
         return [fit_dense_gaussian(self.layout, rows.y, rows.codes, ridge=ridge)]
@@ -185,13 +298,13 @@ class _Job:
         """log p of the held-out entries under members fitted without their rows, ``[E, N]``."""
         return torch.cat(
             [
-                exam.log_probs(self.layout, fit(self.rows[fold.learn]))
-                for fold, exam in zip(self.folds, self.exams, strict=True)
+                queries.log_probs(self.layout, fit(self.rows[fold.learn]))
+                for fold, queries in zip(self.folds, self.held_out, strict=True)
             ]
         )
 
     def mean_score(self, log_probs: Tensor) -> float:
-        return log_probs[self.asked].mean().item()
+        return log_probs[self.target].mean().item()
 
     def best(
         self, candidates: Mapping[str, Value], fit: Callable[[LatentRows, Value], Members]

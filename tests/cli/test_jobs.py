@@ -15,7 +15,7 @@ from flexgen.cli.files import write_table
 from flexgen.cli.main import main
 from flexgen.compatibility import Report
 from flexgen.data.tables import load_table, read_table
-from flexgen.tables.objective import TableLikelihood
+from flexgen.tables.network import TableLikelihood
 
 TINY = ["model=small", "model.small_width=16", "model.classes=[2]", "training=quick", "training.small_steps=12"]
 

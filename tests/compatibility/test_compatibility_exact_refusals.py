@@ -21,7 +21,7 @@ from flexgen.compatibility import (
 from flexgen.compatibility.repair import OrderEnsemble, random_scan
 from flexgen.compatibility.samples.scans import cut
 from flexgen.errors import DataError, FlexgenError
-from flexgen.tables.trainable import TrainableTable
+from flexgen.tables.conditional import TrainableTable
 from tests.compatibility.worked_examples import PRESS, random_joint
 
 PLAIN = GaussianConditionals(torch.tensor([[0.0, 0.5], [0.5, 0.0]]), torch.ones(2))

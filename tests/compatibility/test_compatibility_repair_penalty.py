@@ -20,8 +20,8 @@ from flexgen.errors import DataError, FlexgenError, SpaceError, UnsupportedQuery
 from flexgen.exact import JointTable
 from flexgen.query import Query
 from flexgen.space import Space
+from flexgen.tables.conditional import TrainableTable
 from flexgen.tables.settings import TableSettings
-from flexgen.tables.trainable import TrainableTable
 from flexgen.training import MaskedLikelihood, TensorData, TrainingSettings, train
 from samplers import laws
 from tests.adapters.tiny_mlm import tiny

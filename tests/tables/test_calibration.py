@@ -14,7 +14,7 @@ from torch import Tensor
 from flexgen import exact
 from flexgen.query import Query
 from flexgen.table_model import TableModel
-from flexgen.tables import TableSettings, maps
+from flexgen.tables import TableSettings, columns
 
 pytestmark = pytest.mark.statistical
 
@@ -76,13 +76,13 @@ def test_conditionals_come_near_the_truth_at_the_rate_of_n(model: TableModel) ->
 
 
 def test_a_dropped_jacobian_is_rejected(model: TableModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    value = maps.splines.value_and_log_slope
+    value = columns.splines.value_and_log_slope
 
     def without_slope(knots: tuple[Tensor, Tensor, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
         y, log_slope = value(knots, x)
         return y, 0.0 * log_slope
 
-    monkeypatch.setattr(maps.splines, "value_and_log_slope", without_slope)
+    monkeypatch.setattr(columns.splines, "value_and_log_slope", without_slope)
     mean, error = excess(model)
     assert not ((mean < allowed(model) + 4.3 * error) & (mean > -4.3 * error)).all()
 

@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from flexgen.tables.columns import Column, fit_column
-from flexgen.tables.latents import LatentMarginals
-from flexgen.tables.maps import ColumnMaps
-from flexgen.tables.marginals import TableMarginals
+from flexgen.tables.columns import Column, ColumnMaps, fit_column
+from flexgen.tables.conditional import TableMarginals
+from flexgen.tables.members import LatentMarginals
 
 NUM_ROWS = 400
 
@@ -126,14 +125,14 @@ def test_probabilities_sum_to_one_in_data_units(name: str) -> None:
 
 
 def test_a_dropped_jacobian_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    from flexgen.tables import maps, splines
+    from flexgen.tables import columns, splines
 
     def without_slope(knots: tuple[Tensor, Tensor, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
         y, log_slope = value(knots, x)
         return y, 0.0 * log_slope
 
     value = splines.value_and_log_slope
-    monkeypatch.setattr(maps.splines, "value_and_log_slope", without_slope)
+    monkeypatch.setattr(columns.splines, "value_and_log_slope", without_slope)
     assert abs(total_probability(fitted("lognormal")) - 1) > 0.01
 
 

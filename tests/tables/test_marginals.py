@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from flexgen.tables.columns import fit_column
-from flexgen.tables.latents import LatentMarginals
-from flexgen.tables.maps import ColumnMaps
-from flexgen.tables.marginals import TableMarginals
+from flexgen.tables.columns import ColumnMaps, fit_column
+from flexgen.tables.conditional import TableMarginals
+from flexgen.tables.members import LatentMarginals
 
 F = torch.float64
 

@@ -12,12 +12,10 @@ from torch import Tensor
 
 from flexgen import exact, rng
 from flexgen.query import Query
-from flexgen.tables import fit_members
-from flexgen.tables.conditioning import NormalMixture, distinct_rows
-from flexgen.tables.features import FeatureLayout
-from flexgen.tables.fit_members import fit_class_mixture, fit_dense_gaussian
-from flexgen.tables.members import ClassMixture
-from flexgen.tables.pooling import pool_weights
+from flexgen.tables import members
+from flexgen.tables.columns import FeatureLayout
+from flexgen.tables.fit import pool_weights
+from flexgen.tables.members import ClassMixture, NormalMixture, distinct_rows, fit_class_mixture, fit_dense_gaussian
 
 F = torch.float64
 
@@ -161,10 +159,10 @@ def likelihoods(strength: float, monkeypatch: pytest.MonkeyPatch, *, ridge: floa
             seen.append(float(answer[0].logsumexp(-1).mean()))
             return answer
 
-    monkeypatch.setattr(fit_members, "ClassMixture", Recording)
-    monkeypatch.setattr(fit_members, "_CLASS_RIDGE", ridge)
-    monkeypatch.setattr(fit_members, "_SMOOTHING", smoothing)
-    monkeypatch.setattr(fit_members, "_CLASS_TOLERANCE", -1.0)
+    monkeypatch.setattr(members, "ClassMixture", Recording)
+    monkeypatch.setattr(members, "_CLASS_RIDGE", ridge)
+    monkeypatch.setattr(members, "_SMOOTHING", smoothing)
+    monkeypatch.setattr(members, "_CLASS_TOLERANCE", -1.0)
     fit_class_mixture(layout, y, codes, 3, strength=strength, generator=rng.stream(0, "classes"))
     return seen
 
@@ -173,9 +171,9 @@ def test_em_never_lowers_the_likelihood(monkeypatch: pytest.MonkeyPatch) -> None
     """Dempster, Laird & Rubin (1977), without shrinkage; the constants that keep variances and weights positive are
     1e-6 and 1e-3 / n, and may take back so much. Class weights that are not refitted are seen."""
     history = np.array(likelihoods(0.0, monkeypatch, ridge=0.0, smoothing=1e-12))
-    cut = fit_members._CLASS_STEPS  # on completed latents before, on the observed entries after
+    cut = members._CLASS_STEPS  # on completed latents before, on the observed entries after
     for part in (history[:cut], history[cut:]):
-        assert len(part) >= fit_members._MARGINALISED_STEPS
+        assert len(part) >= members._MARGINALISED_STEPS
         assert np.diff(part).min() > -2e-5
         assert part[-1] - part[0] > 1e-4
 

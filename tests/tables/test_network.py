@@ -14,9 +14,8 @@ from flexgen.errors import ConfigError
 from flexgen.query import Query
 from flexgen.space import Site, Space
 from flexgen.tables import MaskedTableNetwork, TableConditional, TableSettings, fit_table
-from flexgen.tables.conditioning import NormalMixture
-from flexgen.tables.features import FeatureLayout
-from flexgen.tables.members import DenseGaussian
+from flexgen.tables.columns import FeatureLayout
+from flexgen.tables.members import DenseGaussian, NormalMixture
 from flexgen.tables.network import _standard_mixture
 from samplers.laws import power_cardinality
 from tests.enumerated import excess

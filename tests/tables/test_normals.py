@@ -9,8 +9,7 @@ import pytest
 import torch
 from scipy import special, stats
 
-from flexgen.tables.maps import cell_log_prob
-from flexgen.tables.normals import log_interval_mass, truncated_moments
+from flexgen.tables.columns import cell_log_prob, log_interval_mass, truncated_moments
 
 # Both tails, the middle, thin and wide, touching zero, far out.
 INTERVALS = [
