@@ -151,13 +151,13 @@ class ColumnSchema:
                 taken = taken.where(codes >= 0, None)
                 if isinstance(pd.api.types.pandas_dtype(self.dtype), np.dtype):  # numpy's dtypes hold no gaps
                     return taken
-            return taken.astype(self.dtype)
+            return taken.astype(pd.api.types.pandas_dtype(self.dtype))
         series = pd.Series(values, index, name=self.name, dtype=np.float64)
         gaps = bool(np.isnan(values).any())
         holds_whole = types.is_integer_dtype(pd.api.types.pandas_dtype(self.dtype))
         if holds_whole and (gaps or (values != np.round(values)).any()):
             return series  # a mean of whole numbers, or a gap, which numpy's integers cannot hold
-        return series.astype(self.dtype)
+        return series.astype(pd.api.types.pandas_dtype(self.dtype))
 
 
 def listed(names: Iterable[Any], most: int = 12) -> str:
@@ -245,7 +245,8 @@ def _numbers(column: pd.Series) -> np.ndarray:
 
 def _broken(values: np.ndarray) -> np.ndarray:
     """Where numbers are no whole ones, bool."""
-    return ~np.isnan(values) & (values != np.round(values))
+    broken: np.ndarray = ~np.isnan(values) & (values != np.round(values))
+    return broken
 
 
 def _first(wrong: np.ndarray) -> int | None:

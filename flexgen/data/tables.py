@@ -42,7 +42,7 @@ def load_table(name: str) -> pd.DataFrame:
     frame: pd.DataFrame = bunch.frame.copy()
     if "target" in frame and len(bunch.get("target_names", ())) > 1 and name != "diabetes":
         levels = [str(level) for level in bunch.target_names]
-        frame["target"] = pd.Categorical.from_codes(frame["target"], levels)
+        frame["target"] = pd.Categorical.from_codes(frame["target"].tolist(), pd.Index(levels))
     if name == "diabetes":
         frame["sex"] = pd.Categorical(frame["sex"].map({1.0: "1", 2.0: "2"}))  # the two codes are not explained there
         frame = frame.rename(columns={"target": "progression"})

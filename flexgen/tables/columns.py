@@ -86,8 +86,9 @@ class Column:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Column:
-        plain = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
-        return cls(**{**plain, "flats": tuple((low, high) for low, high in data["flats"])})
+        plain: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in data.items()}
+        plain["flats"] = tuple((low, high) for low, high in data["flats"])
+        return cls(**plain)
 
 
 def fit_column(x: np.ndarray, *, num_categories: int = 0, integer: bool = False, seed: int = 0) -> Column:
@@ -204,7 +205,8 @@ def _yeo_johnson(z: np.ndarray, power: float) -> np.ndarray:
     up, down = np.log1p(np.maximum(z, 0)), np.log1p(np.maximum(-z, 0))
     rising = up if abs(power) < 1e-8 else np.expm1(power * up) / power
     falling = down if abs(2 - power) < 1e-8 else np.expm1((2 - power) * down) / (2 - power)
-    return np.where(z >= 0, rising, -falling)
+    transformed: np.ndarray = np.where(z >= 0, rising, -falling)
+    return transformed
 
 
 def _quantile_knots(x: np.ndarray, num: int, step: float, atoms: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -365,10 +367,23 @@ class ColumnMaps(nn.Module):
 
     numeric: Tensor
     categorical: Tensor
+    smooth: Tensor
+    smooth_sites: Tensor
+    ordinal: Tensor
     constants: Tensor
     is_ordinal: Tensor
     level_values: Tensor
     within: Tensor
+    knots_x: Tensor
+    knots_y: Tensor
+    slopes: Tensor
+    step: Tensor
+    offset: Tensor
+    decimal_scale: Tensor
+    log_cell_width: Tensor
+    atoms: Tensor
+    flats: Tensor
+    edges: Tensor
 
     def __init__(self, columns: Sequence[Column]) -> None:
         super().__init__()
@@ -518,7 +533,7 @@ class ColumnMaps(nn.Module):
     def _index(self, name: str, places: list[int]) -> None:
         self.register_buffer(name, torch.tensor(places, dtype=torch.int64), persistent=False)
 
-    def _numbers(self, name: str, values: list, shape: tuple[int, ...] | None = None) -> None:  # type: ignore[type-arg]
+    def _numbers(self, name: str, values: Sequence[Any], shape: tuple[int, ...] | None = None) -> None:
         tensor = torch.tensor(values, dtype=torch.float64)
         self.register_buffer(name, tensor if shape is None else tensor.reshape(shape), persistent=False)
 

@@ -96,8 +96,8 @@ class TableMarginals:
         maps, latents = self.maps, self.latents
         out = maps.constants.repeat(len(latents.means), 1)
         if len(maps.numeric):
-            nodes, weights = np.polynomial.hermite_e.hermegauss(_QUADRATURE_NODES)
-            nodes, weights = latents.means.new_tensor(nodes), latents.means.new_tensor(weights / weights.sum())
+            points, shares = np.polynomial.hermite_e.hermegauss(_QUADRATURE_NODES)
+            nodes, weights = latents.means.new_tensor(points), latents.means.new_tensor(shares / shares.sum())
             total = latents.means.new_zeros(latents.means.shape[:2])
             for node, weight in zip(nodes, weights, strict=True):  # one node at a time bounds the memory
                 values = self._components_to_data(latents.means + latents.sds * node)  # [B, S, K]

@@ -236,7 +236,7 @@ def fit_table(
         groups["classes"], log_probs["classes"] = fit_classes(job.rows), job.held_out_log_probs(fit_classes)
     if settings.num_networks:
         networks = job.train_networks(ridge, directory, resume, progress)
-        groups["networks"] = networks
+        groups["networks"] = list(networks)
         log_probs["networks"] = torch.cat(
             [e.log_probs(layout, [n]) for e, n in zip(job.held_out, networks, strict=True)]
         )

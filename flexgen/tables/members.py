@@ -156,7 +156,8 @@ class NormalMixture(nn.Module):
 def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """The distinct rows of a boolean ``[B, F]``, and the number of each row among them, ``[B]``."""
     if rows.shape[1] > 62:
-        return torch.unique(rows, dim=0, return_inverse=True)
+        distinct, number = torch.unique(rows, dim=0, return_inverse=True)
+        return distinct, number
     places = torch.arange(rows.shape[1], device=rows.device)
     codes, number = torch.unique((rows.long() << places).sum(1), return_inverse=True)
     return (codes[:, None] >> places) & 1 > 0, number

@@ -69,14 +69,16 @@ class TableLikelihood:
     def __init__(self, law: MaskLaw) -> None:
         self.law = law
 
-    def __call__(self, network: nn.Module, batch: Mapping[str, Tensor], generator: Randomness) -> Tensor:
+    def __call__(self, network: nn.Module, batch: Tensor | Mapping[str, Tensor], generator: Randomness) -> Tensor:
+        assert isinstance(network, MaskedTableNetwork)
+        assert not isinstance(batch, Tensor)
         draw = self.law.draw(batch["present"], generator=generator, x=batch["x"])
         if draw.kept is not None or draw.replaced is not None:
             raise ConfigError("law", f"is {self.law!r}, which corrupts what is shown", "Pass a law that only hides.")
         query = draw.query
         values = batch["y"], batch["codes"]
-        numeric, coded = network.log_prob(*values, query.observed, batch["lower"], batch["upper"])  # type: ignore[operator]
-        layout = network.base.layout  # type: ignore[union-attr]
+        numeric, coded = network.log_prob(*values, query.observed, batch["lower"], batch["upper"])
+        layout = network.base.layout
         total = torch.where(query.target[:, layout.numeric], numeric, 0.0).sum(-1)
         total = total + torch.where(query.target[:, layout.categorical], coded, 0.0).sum(-1)
         return -draw.weight * total
@@ -102,6 +104,10 @@ class MaskedTableNetwork(nn.Module):
         num_components: of every numeric site's mixture of normals.
         width, depth, dropout: see `ResidualMLP`.
     """
+
+    start_log_weights: Tensor
+    start_means: Tensor
+    start_log_sds: Tensor
 
     def __init__(
         self,

@@ -30,7 +30,8 @@ def knot_slopes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     log_slope = right * share + left * (1 - share)
     log_slope = np.where(np.isnan(log_slope), np.where(np.isnan(left), right, left), log_slope)
     overall = np.log((y[-1] - y[0]) / (x[-1] - x[0]))  # in the units of the data, as every slope
-    return np.exp(np.nan_to_num(log_slope, nan=overall))
+    slopes: np.ndarray = np.exp(np.nan_to_num(log_slope, nan=overall))
+    return slopes
 
 
 def value_and_log_slope(knots: tuple[Tensor, Tensor, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
