@@ -153,7 +153,8 @@ def update_folder(
             the manifest is damaged. The files are then as they were.
     """
     folder = folder_path(argument, folder)
-    with writing(argument, folder):
+    is_new = not folder.exists()
+    with writing(argument, folder), _removed_if_empty(folder if is_new else None):
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             old = _Manifest.of(folder, argument)
@@ -419,6 +420,16 @@ def _remove_empty(folder: Path, *, below: Path | None = None) -> None:
         if below is None:
             return
         folder = folder.parent
+
+
+@contextlib.contextmanager
+def _removed_if_empty(folder: Path | None) -> Iterator[None]:
+    """A folder that was made for nothing goes."""
+    try:
+        yield
+    finally:
+        if folder is not None:
+            _remove_empty(folder)
 
 
 def _has_link(folder: Path, name: str) -> bool:
