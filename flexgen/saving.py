@@ -32,13 +32,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from flexgen.checks import folder_path
 from flexgen.errors import CheckpointError, FlexgenError
 
 __all__ = [
     "MANIFEST",
     "flush",
     "read_folder",
+    "refuse_links",
     "remove_files",
     "replacing",
     "require_ours",
@@ -152,13 +152,13 @@ def update_folder(
         CheckpointError: the folder cannot be written to, a file that is not ours stands where a new one has to go, or
             the manifest is damaged. The files are then as they were.
     """
-    folder = folder_path(argument, folder)
+    folder = _folder_path(argument, folder)
     is_new = not folder.exists()
     with writing(argument, folder), _removed_if_empty(folder if is_new else None):
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             old = _Manifest.of(folder, argument)
-            _refuse_links(folder, [f"{_STAGE}/{_NEW}", MANIFEST], argument)
+            refuse_links(folder, [f"{_STAGE}/{_NEW}", MANIFEST], argument)
             _settle(folder, old)
             new = folder / _STAGE / _NEW
             new.mkdir(parents=True)
@@ -222,7 +222,7 @@ def read_folder(
     Raises:
         CheckpointError: a file is missing, or is not as it was saved; names it.
     """
-    folder, names = folder_path(argument, folder), list(names)
+    folder, names = _folder_path(argument, folder), list(names)
     for attempt in range(1, _TRIES + 1):
         manifest = _Manifest.of(folder, argument, fix)
         is_settled = not (folder / _STAGE / manifest.name).exists()
@@ -257,8 +257,11 @@ def require_ours(
         CheckpointError: names a file that is foreign, a link, or a folder where a file has to go. `error` if given.
     """
     folder, names = Path(folder), list(names)
-    manifest, found = _Manifest.of(folder, argument), set()
-    _refuse_links(folder, names, argument, error)
+    try:
+        manifest, found = _Manifest.of(folder, argument), set()
+    except CheckpointError as damaged:
+        raise error(damaged.argument, damaged.problem, damaged.fix) from damaged
+    refuse_links(folder, names, argument, error)
     before: set[str] | None = None
     for name in names:
         path = folder / name
@@ -277,6 +280,26 @@ def require_ours(
             )
             raise error(argument, problem, "Move it away, or name another folder. Nothing was changed.")
     return frozenset(found)
+
+
+def refuse_links(
+    folder: str | Path, names: Iterable[str], argument: str = "folder", error: type[FlexgenError] = CheckpointError
+) -> None:
+    """Refuses links in a folder on the way to where files are to be written, and files where folders have to be."""
+    folder = Path(folder)
+    for name in names:
+        path = folder
+        for part in PurePosixPath(name).parts:
+            path = path / part
+            if path.is_symlink():
+                shown = str(path.relative_to(folder))
+                problem = f"{str(folder)!r} holds {shown!r}, a link, where flexgen writes its own"
+                raise error(argument, problem, "Remove the link, or name another folder. Nothing was changed.")
+            if not path.exists():
+                break
+            if path != folder / name and not path.is_dir():
+                problem = f"{str(folder)!r} holds {str(path.relative_to(folder))!r}, a file, where a folder has to be"
+                raise error(argument, problem, "Move it away, or name another folder. Nothing was changed.")
 
 
 @dataclass(frozen=True)
@@ -326,6 +349,12 @@ class _Manifest:
         if not is_sound or not all(map(_is_name, [*found.files, *found.former])):
             raise CheckpointError(argument, f"{str(folder / MANIFEST)!r} is damaged, or not of flexgen's making", fix)
         return found
+
+
+def _folder_path(argument: str, folder: str | Path) -> Path:
+    from flexgen.checks import folder_path  # imported late: it brings torch, which the command's help can do without
+
+    return folder_path(argument, folder)
 
 
 def _digests(manifest: _Manifest) -> list[str]:
@@ -435,24 +464,6 @@ def _removed_if_empty(folder: Path | None) -> Iterator[None]:
 def _has_link(folder: Path, name: str) -> bool:
     path = folder / name
     return any(part.is_symlink() for part in [path, *path.parents] if part.is_relative_to(folder) and part != folder)
-
-
-def _refuse_links(
-    folder: Path, names: Iterable[str], argument: str, error: type[FlexgenError] = CheckpointError
-) -> None:
-    for name in names:
-        path = folder
-        for part in PurePosixPath(name).parts:
-            path = path / part
-            if path.is_symlink():
-                shown = str(path.relative_to(folder))
-                problem = f"{str(folder)!r} holds {shown!r}, a link, where flexgen writes its own"
-                raise error(argument, problem, "Remove the link, or name another folder. Nothing was changed.")
-            if not path.exists():
-                break
-            if path != folder / name and not path.is_dir():
-                problem = f"{str(folder)!r} holds {str(path.relative_to(folder))!r}, a file, where a folder has to be"
-                raise error(argument, problem, "Move it away, or name another folder. Nothing was changed.")
 
 
 @contextlib.contextmanager
