@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from flexgen import rng
-from flexgen.checks import folder_path, kind_of, randomness, whole_number
+from flexgen.checks import folder_path, kind_of, randomness, renamed, whole_number
 from flexgen.data.schema import TableSchema
 from flexgen.data.selection import Columns, column_numbers, given_row, query_of
 from flexgen.errors import DataError
@@ -81,6 +81,7 @@ class TableModel:
 
         Raises:
             DataError: nothing to learn from, or values that no column can hold; names the column and the fix.
+            CheckpointError: `checkpoint_dir` is of another call, cannot be written to, or is full.
         """
         if settings is not None and not isinstance(settings, TableSettings):
             raise DataError("settings", f"is {kind_of(settings)}", "Pass a TableSettings(...).")
@@ -97,16 +98,17 @@ class TableModel:
         if len(x) < LEAST_ROWS:
             raise DataError("df", f"has {len(x)} row(s) with an entry", f"Pass at least {LEAST_ROWS}.")
         schema.require_moderate(x)
-        conditional, report = fit_table(
-            x,
-            schema.space,
-            law or power_cardinality(),
-            settings or TableSettings(),
-            seed=seed,
-            directory=checkpoint_dir,
-            resume=resume,
-            progress=progress,
-        )
+        with renamed(directory="checkpoint_dir"):
+            conditional, report = fit_table(
+                x,
+                schema.space,
+                law or power_cardinality(),
+                settings or TableSettings(),
+                seed=seed,
+                directory=checkpoint_dir,
+                resume=resume,
+                progress=progress,
+            )
         return cls(schema, conditional, report)
 
     def conditional(self) -> TableConditional:
@@ -323,7 +325,11 @@ class TableModel:
         return self.schema.decode(draws.transpose(0, 1).flatten(0, 1), index)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes ``config.json`` and ``model.safetensors``; what stood there is replaced only once both are whole."""
+        """Writes ``config.json`` and ``model.safetensors``, both or neither, and their checksums (``flexgen.saving``).
+
+        Raises:
+            CheckpointError: the folder cannot be written to, or holds files of these names that are not ours.
+        """
         write_table_model(folder, self.schema, self._conditional, self.report)
 
     @classmethod

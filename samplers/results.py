@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from flexgen import saving
 from flexgen.errors import CheckpointError, FlexgenError
 from samplers import chains as diagnostics
 
@@ -48,12 +49,17 @@ class ChainState:
         return cls(data["x"], data["clamped"], data["chain_ids"], int(data["seed"]), int(data["num_sweeps"]))
 
     def save(self, path: str | Path) -> None:
-        """Writes one safetensors file, the two integers in its header as JSON."""
+        """Writes one safetensors file, the two integers in its header as JSON; in place only once it is whole.
+
+        Raises:
+            CheckpointError: the file cannot be written; what stood there is as it was.
+        """
         from safetensors.torch import save_file
 
         tensors = {name: value.contiguous() for name, value in self.state_dict().items() if isinstance(value, Tensor)}
         header = json.dumps({"seed": self.seed, "num_sweeps": self.num_sweeps})
-        save_file(tensors, str(path), metadata={"flexgen_chain_state": header})
+        with saving.writing("path", path), saving.replacing(path) as partial:
+            save_file(tensors, partial, metadata={"flexgen_chain_state": header})
 
     @classmethod
     def load(cls, path: str | Path) -> ChainState:

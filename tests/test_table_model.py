@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -18,6 +19,7 @@ import pytest
 import torch
 
 from flexgen.errors import CheckpointError
+from flexgen.saving import MANIFEST
 from flexgen.table_model import TableModel
 from flexgen.training import latest_checkpoint
 from samplers import GibbsSampler, scans
@@ -253,9 +255,29 @@ def test_saved_models_come_back_bit_for_bit(model: TableModel, gappy: pd.DataFra
     assert_same_model(exact, TableModel.from_pretrained(tmp_path / "deep" / "folder"))
 
 
+def save_as_earlier(model: TableModel, folder: Path) -> None:
+    """As versions without manifests did: a checksum of the tensors in the config, none of the config."""
+    model.save_pretrained(folder)
+    (folder / MANIFEST).unlink()
+    config = json.loads((folder / "config.json").read_text())
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    (folder / "config.json").write_text(json.dumps({**config, "flexgen_format": 1, "model_sha256": digest}))
+
+
+def test_models_saved_by_earlier_versions_are_read(model: TableModel, gappy: pd.DataFrame, tmp_path: Path) -> None:
+    save_as_earlier(model, tmp_path)
+    assert_same_model(model, TableModel.from_pretrained(tmp_path))
+    exact = TableModel.fit(gappy, settings=EXACT, progress=False)
+    exact.save_pretrained(tmp_path)  # knows the files for ours
+    assert_same_model(exact, TableModel.from_pretrained(tmp_path))
+    (tmp_path / MANIFEST).unlink()
+    with pytest.raises(CheckpointError, match=r"lacks its flexgen-manifest.json\. Copy the whole folder"):
+        TableModel.from_pretrained(tmp_path)
+
+
 def test_damaged_files_are_refused(model: TableModel, frame: pd.DataFrame, tmp_path: Path) -> None:
     good = tmp_path / "good"
-    model.save_pretrained(good)
+    save_as_earlier(model, good)
     weights = (good / "model.safetensors").read_bytes()
     config = json.loads((good / "config.json").read_text())
 
@@ -276,7 +298,7 @@ def test_damaged_files_are_refused(model: TableModel, frame: pd.DataFrame, tmp_p
     refused(r"holds no model\.safetensors", remove="model.safetensors")
     refused("is damaged", text=json.dumps(config)[:-40])
     refused("is damaged", text="[]")
-    refused("has format 99. This version reads format 1", text=json.dumps({**config, "flexgen_format": 99}))
+    refused("has format 99. This version reads format 2", text=json.dumps({**config, "flexgen_format": 99}))
     refused("do not fit together", data=weights[: len(weights) // 2])
     refused("do not fit together", data=b"")
     refused("do not fit together", text=json.dumps({**config, "conditional": {}}))
@@ -331,7 +353,7 @@ def test_files_of_two_models_do_not_mix(model: TableModel, frame: pd.DataFrame, 
     TableModel.fit(frame.sample(frac=1, random_state=0), settings=EXACT).save_pretrained(tmp_path / "two")
     other.save_pretrained(tmp_path / "three")
     (tmp_path / "two/model.safetensors").replace(tmp_path / "three/model.safetensors")
-    with pytest.raises(CheckpointError, match=r"do not fit together \(model.safetensors is not the file"):
+    with pytest.raises(CheckpointError, match=r"three/model.safetensors' is damaged or of another save"):
         TableModel.from_pretrained(tmp_path / "three")
 
 

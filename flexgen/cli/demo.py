@@ -19,19 +19,23 @@ from rich.table import Table
 from scipy.sparse.csgraph import connected_components
 from sklearn.exceptions import ConvergenceWarning
 
-from flexgen import rng
+from flexgen import rng, saving
 from flexgen.cli.compose import build
 from flexgen.cli.files import read_source, require_free_folder, write_table
 from flexgen.cli.parameters import read, table_settings
 from flexgen.data.one_hot import OneHot
+from flexgen.errors import DataError
 from flexgen.laws import MaskLaw
 from flexgen.metrics import ImputationError, classifier_two_sample_test
 from flexgen.plots import compare_rows, rank_correlation
 from flexgen.query import Query
 from flexgen.table_model import TableModel
+from flexgen.tables.checkpoint import TABLE_FILES, earlier_table_files
 from samplers import GibbsSampler, any_order, scans
 
 __all__ = ["run"]
+
+_FILES = ("joint.csv", "pairs.png", "report.json")
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,9 @@ def run(config: DictConfig) -> None:
     chosen, sampler = read(Parameters, config), read(Sampler, config.sampler, at="sampler.")
     settings, law = table_settings(config), build(config.law, at="law", kind=MaskLaw)
     output = require_free_folder(chosen.output, argument="output", overwrite=chosen.overwrite)
+    saving.require_ours(output, _FILES, earlier=_earlier_files, argument="output", error=DataError)
+    saving.refuse_links(output, ["model/config.json"], "output", DataError)
+    saving.require_ours(output / "model", TABLE_FILES, earlier=earlier_table_files, argument="output", error=DataError)
     name, df = str(chosen.data.get("name") or chosen.data.get("path")), read_source(config.data)
     train, test = _split(df, chosen.test_share, chosen.seed)
     gaps = rng.uniform(train.shape, generator=rng.stream(chosen.seed, "gaps")).numpy() < chosen.missing
@@ -97,10 +104,9 @@ def run(config: DictConfig) -> None:
         progress=sys.stderr.isatty(),
     )
     joint = model.schema.decode(chains.draws.flatten(0, 1))
-    write_table(joint, output / "joint.csv")
     last = model.schema.decode(chains.draws[-1])  # one row a chain: independent of each other
     spaced = model.schema.decode(chains.draws[:: sampler.picture_every].flatten(0, 1))
-    compare_rows(df, spaced, chosen.columns).savefig(output / "pairs.png", dpi=90)
+    picture = compare_rows(df, spaced, chosen.columns)
 
     report: dict[str, Any] = {
         "data": name,
@@ -111,9 +117,25 @@ def run(config: DictConfig) -> None:
         "chains": {"rhat": chains.rhat().tolist(), "ess_bulk": chains.ess().tolist(), "columns": model.schema.names},
         "incompatibility": _order_gap(model, test, chosen),
     }
-    (output / "report.json").write_text(json.dumps(report, indent=1))
+
+    def write(new: Path) -> None:
+        write_table(joint, new / "joint.csv")
+        picture.savefig(new / "pairs.png", dpi=90)
+        (new / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+
+    saving.update_folder(output, write, earlier=_earlier_files, argument="output")
     _show(console, report)
     console.print(f"[bold]{output}/[/]: joint.csv ({len(joint)} rows), pairs.png, report.json, model/")
+
+
+def _earlier_files(folder: Path) -> list[str]:
+    """What a demo left before there were manifests, known by its report."""
+    try:
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        known = {"data", "fit_seconds", "members", "imputation", "two_sample_auc", "chains", "incompatibility"}
+        return list(_FILES) if report.keys() == known else []
+    except (OSError, ValueError, AttributeError):
+        return []
 
 
 def _split(df: pd.DataFrame, test_share: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -8,9 +8,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from flexgen import saving
 from flexgen.cli.files import load_model, read_input, require_file, require_free, require_model
 from flexgen.cli.parameters import read
-from flexgen.errors import ConfigError
+from flexgen.errors import ConfigError, DataError
 
 __all__ = ["run"]
 
@@ -47,6 +48,7 @@ def run(config: DictConfig) -> None:
             require_free(path, argument=name, overwrite=chosen.overwrite)
     require_model(chosen.model)
     require_file(chosen.input, argument="input")
+    from flexgen.checks import renamed
     from flexgen.diagnosis import diagnose
 
     model = load_model(chosen.model)
@@ -64,9 +66,12 @@ def run(config: DictConfig) -> None:
         return
     report = diagnose(model, data, **options)
     print(report)
-    for path in files.values():
-        path.parent.mkdir(parents=True, exist_ok=True)
-    written = [str(report.to_html(chosen.output))]
+    for name, path in files.items():
+        with saving.writing(name, path, DataError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+    with renamed(path="output"):
+        written = [str(report.to_html(chosen.output))]
     if chosen.save is not None:
-        written.append(str(report.save(chosen.save)))
+        with renamed(path="save"):
+            written.append(str(report.save(chosen.save)))
     print(f"saved to {' and '.join(written)}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from flexgen import saving
 from flexgen.cli.compose import build
 from flexgen.cli.parameters import convert
 from flexgen.errors import CheckpointError, ConfigError, DataError, FlexgenError
@@ -40,6 +41,8 @@ def require_free(path: Path, *, argument: str, overwrite: bool) -> Path:
     Raises:
         DataError: something is there already and may not be overwritten, or the folder cannot be written to.
     """
+    if path.is_symlink() and not path.is_dir():
+        raise DataError(argument, f"{str(path)!r} is a link to a file", "Name the file itself, or another one.")
     if path.exists() and not overwrite and not (path.is_dir() and not any(path.iterdir())):
         raise DataError(argument, f"{str(path)!r} is there already", "Name another, or add overwrite=true.")
     folder = next(folder for folder in path.absolute().parents if folder.exists())
@@ -134,18 +137,13 @@ def write_table(df: pd.DataFrame, path: Path, *, index: bool = False, spreadshee
     require_table(path, argument="output")
     if spreadsheet_safe:
         df = _without_formulas(df)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with saving.writing("output", path, ConfigError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".parquet":
-            df.to_parquet(partial, index=index)
-        else:
-            df.to_csv(partial, index=index, sep="\t" if path.suffix == ".tsv" else ",")
-        partial.replace(path)
-    except OSError as error:
-        raise ConfigError("output", f"{str(path)!r} cannot be written: {error}", "Name another place.") from error
-    finally:
-        partial.unlink(missing_ok=True)
+        with saving.replacing(path) as partial:
+            if path.suffix == ".parquet":
+                df.to_parquet(partial, index=index)
+            else:
+                df.to_csv(partial, index=index, sep="\t" if path.suffix == ".tsv" else ",")
 
 
 def _without_formulas(df: pd.DataFrame) -> pd.DataFrame:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ import numpy as np
 from omegaconf import DictConfig
 from tqdm import tqdm
 
+from flexgen import saving
 from flexgen.cli.files import require_free_folder
 from flexgen.cli.parameters import read
 from flexgen.errors import ConfigError, DataError
@@ -98,7 +99,9 @@ def _prepare(output: Path, record: dict[str, Any]) -> None:
     if path.is_file():
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            if not isinstance(before, dict):
+                raise ValueError("no record")
+        except (ValueError, RecursionError) as error:
             raise DataError("output", f"{str(path)!r} is damaged", "Remove the folder, or name another.") from error
         for key, value in record.items():
             if key not in _FREE_TO_CHANGE and before.get(key) != value:
@@ -110,10 +113,10 @@ def _prepare(output: Path, record: dict[str, Any]) -> None:
         record["num_clips"] = max(record["num_clips"], int(before.get("num_clips", 0)))
     else:
         require_free_folder(output, argument="output", overwrite=False)
-    output.mkdir(parents=True, exist_ok=True)
-    partial = output / f".{RECORD}.partial"
-    partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    with saving.writing("output", output, DataError):
+        output.mkdir(parents=True, exist_ok=True)
+        with saving.replacing(path) as partial:
+            partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def _clip_path(output: Path, clip: int) -> Path:
@@ -121,15 +124,13 @@ def _clip_path(output: Path, clip: int) -> Path:
 
 
 def _save(path: Path, array: np.ndarray) -> None:
-    """In place only once it is whole."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            np.save(file, array)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise DataError("output", f"{str(path)!r} cannot be written: {error}", "Free some space.") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    """In place only once it is whole; a file that is there has to be the same, left by a call that was killed."""
+    content = io.BytesIO()
+    np.save(content, array)
+    if path.is_symlink() or path.exists():
+        if path.is_symlink() or not path.is_file() or path.read_bytes() != content.getvalue():
+            problem = f"{str(path)!r} is there already, and is not of this call's making"
+            raise DataError("output", problem, "Move it away, or name another output.")
+        return
+    with saving.writing("output", path, DataError), saving.replacing(path) as partial:
+        partial.write_bytes(content.getbuffer())

@@ -8,6 +8,7 @@ from typing import Any, get_type_hints
 
 from omegaconf import DictConfig
 
+from flexgen import saving
 from flexgen.cli.compose import build
 from flexgen.cli.parameters import convert, read
 from flexgen.cli.train import Parameters
@@ -66,8 +67,8 @@ def run(config: DictConfig) -> None:
         progress=chosen.progress,
     )
     backbone.save_pretrained(chosen.output)
-    lines = [json.dumps(record) for record in result.history]
-    (chosen.output / LOG).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    log = "".join(f"{json.dumps(record)}\n" for record in result.history)
+    saving.update_folder(chosen.output, lambda new: (new / LOG).write_text(log, encoding="utf-8"), argument="output")
     if result.stopped in ("finished", "patience"):
         folder.drop_checkpoints()
     million = sum(weight.numel() for weight in backbone.network.parameters()) / 1e6

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from flexgen import saving
 from flexgen.cli.files import require_free_folder
 from flexgen.cli.plain import load_yaml
-from flexgen.errors import ConfigError
+from flexgen.errors import ConfigError, DataError, FlexgenError
 
-__all__ = ["TrainingFolder"]
+__all__ = ["MODEL_FILES", "TrainingFolder"]
 
 _RECORD = "train.yaml"
+
+# What trainings leave, of tables and of videos: the one may overwrite the other.
+MODEL_FILES = (
+    "config.json",
+    "model.safetensors",
+    "backbone.json",
+    "network/config.json",
+    "network/diffusion_pytorch_model.safetensors",
+    "training.jsonl",
+)
 
 # Keys that may differ between a training and its resumption: where, how shown, and when it stops.
 _FREE_TO_CHANGE = ("output", "progress", "overwrite", "resume", "training.patience", "training.max_seconds")
@@ -55,6 +66,7 @@ class TrainingFolder:
             )
         require_free_folder(self.path, argument="output", overwrite=overwrite or (resume and is_begun))
         if not (resume and is_begun):
+            self._require_ours()
             return False
         before, now = _leaves(load_yaml(self.path / _RECORD, argument="output")), _leaves(config)
         for key in [*before, *(key for key in now if key not in before)]:
@@ -64,19 +76,50 @@ class TrainingFolder:
                     f"is {now.get(key)!r}, but the training in {str(self.path)!r} began with {before.get(key)!r}",
                     "Resume with what it began with, or start anew with overwrite=true.",
                 )
-        return (self.path / self.finished_by).is_file() and not self.checkpoints.is_dir()
+        self._require_ours()
+        return (self.path / self.finished_by).is_file() and not self._has_checkpoints()
 
     def begin(self, config: DictConfig, *, overwrite: bool) -> None:
-        """Makes the folder and records the configuration."""
-        if overwrite:
-            self.drop_checkpoints()
-            (self.path / self.finished_by).unlink(missing_ok=True)  # else a killed training would pass for finished
-        self.path.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(config, self.path / _RECORD)
+        """Makes the folder and records the configuration; the model and the checkpoints that were there go."""
+
+        def write(new: Path) -> None:
+            OmegaConf.save(config, new / _RECORD)
+            if overwrite:
+                self.drop_checkpoints()
+
+        # Without the model, else a killed training would pass for finished.
+        going = MODEL_FILES if overwrite else ()
+        saving.update_folder(self.path, write, remove=going, earlier=_earlier_files, argument="output")
 
     def drop_checkpoints(self) -> None:
-        """A finished model needs none."""
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        """A finished model needs none. What else lies in their folder stays."""
+        from flexgen.training.checkpoint import remove_checkpoints
+
+        remove_checkpoints(self.checkpoints)
+
+    def _has_checkpoints(self) -> bool:
+        return any(self.checkpoints.glob("step-*")) or any(self.checkpoints.glob("network-*/step-*"))
+
+    def _require_ours(self) -> None:
+        """Nothing foreign stands where this training will write."""
+        saving.refuse_links(self.path, [f"{self.checkpoints.name}/step"], "output", DataError)
+        names = [_RECORD, *MODEL_FILES]
+        saving.require_ours(self.path, names, earlier=_earlier_files, argument="output", error=DataError)
+
+
+def _earlier_files(folder: Path) -> Iterable[str]:
+    """What a training left before there were manifests: a model, known by itself, and the record of its keys."""
+    from flexgen.tables.checkpoint import earlier_table_files
+    from flexgen.video.backbone import earlier_backbone_files
+
+    found = [*earlier_table_files(folder), *(backbone := earlier_backbone_files(folder))]
+    try:
+        keys = load_yaml(folder / _RECORD, argument="output").keys() if (folder / _RECORD).is_file() else ()
+    except FlexgenError:
+        keys = ()
+    if {"output", "seed", "data", "law", "model", "training"} <= set(keys):
+        found += [_RECORD, *(["training.jsonl"] if backbone else [])]
+    return found
 
 
 def _leaves(config: Any, at: str = "") -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, UnidentifiedImageError
 
+from flexgen import saving
 from flexgen.checks import whole_number
 from flexgen.data.examples import or_example
 from flexgen.errors import DataError
@@ -189,7 +190,7 @@ class VideoWriter:
         """Appends a frame, uint8 ``[H, W, C]``.
 
         Raises:
-            DataError: it is no such array, or of another shape than the first.
+            DataError: it is no such array, of another shape than the first, or the file cannot be written.
         """
         if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3:
             held = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else f"a {type(frame).__name__}"
@@ -198,37 +199,43 @@ class VideoWriter:
             before = f" after frames of shape {self.shape}" if self.shape else ""
             fix = "Pass frames of one shape, with 1 or 3 channels."
             raise DataError("frame", f"has shape {frame.shape}{before}", fix)
-        if not self.shape:
-            self._open(frame.shape)
-        self.num_frames += 1
-        if self._av is None:
-            self._file.seek(128 + (self.num_frames - 1) * frame.size)
-            self._file.write(np.ascontiguousarray(frame).tobytes())
-            self._write_header()
-        else:
-            picture = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(frame.repeat(3 // frame.shape[-1], -1)))
-            self._file.mux(self._stream.encode(picture))
+        with saving.writing("path", self.path, DataError):
+            if not self.shape:
+                self._open(frame.shape)
+            self.num_frames += 1
+            if self._av is None:
+                self._file.seek(128 + (self.num_frames - 1) * frame.size)
+                self._file.write(np.ascontiguousarray(frame).tobytes())
+                self._write_header()
+            else:
+                picture = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(frame.repeat(3 // frame.shape[-1], -1)))
+                self._file.mux(self._stream.encode(picture))
 
     def close(self) -> None:
-        """Ends the file."""
-        if self._file is not None:
-            if self._stream is not None:
-                self._file.mux(self._stream.encode())
-            self._file.close()
+        """Ends the file.
+
+        Raises:
+            DataError: its end cannot be written; the disk is full, say.
+        """
+        file, stream = self._file, self._stream
         self._file = self._stream = None
+        if file is not None:
+            with saving.writing("path", self.path, DataError):
+                try:
+                    if stream is not None:
+                        file.mux(stream.encode())
+                finally:
+                    file.close()
 
     def _open(self, shape: tuple[int, ...]) -> None:
         height, width, _ = shape
         if self._av is not None and (height % 2 or width % 2):
             raise DataError("frame", f"has sides {height} and {width}", "H.264 needs even ones; write a .npy file.")
-        try:
-            if self._av is None:
-                self._file = self.path.open("w+b")
-            else:
-                fragments = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"}
-                self._file = self._av.open(str(self.path), "w", format="mp4", options=fragments)
-        except OSError as error:
-            raise DataError("path", f"{str(self.path)!r} cannot be written: {error}", "Name another place.") from error
+        if self._av is None:
+            self._file = self.path.open("w+b")
+        else:
+            fragments = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"}
+            self._file = self._av.open(str(self.path), "w", format="mp4", options=fragments)
         self.shape = shape
         if self._av is not None:
             options = {"crf": str(self.quality), "preset": "veryfast", "g": "30"}
@@ -285,7 +292,8 @@ def contact_sheet(
         sheet.paste(picture.resize((zoom * width, zoom * height), Image.Resampling.NEAREST), (left + 2, top + 2))
         draw.text((left + 3, top + zoom * height + 3), str(place * every), fill="black")
     if path is not None:
-        sheet.save(path, format="png")
+        with saving.writing("path", path, DataError), saving.replacing(path) as partial:
+            sheet.save(partial, format="png")
     return sheet
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from flexgen import saving
 from flexgen.checks import whole_number
 from flexgen.data.video_files import VideoWriter, find_videos, image_files, open_npy, read_frames
 from flexgen.errors import DataError
@@ -167,19 +167,11 @@ class VideoFolder:
         cached = self.cache_dir / f"{path.name}-{_version(path, self.size)}.npy"
         if cached.is_file():
             return cached
-        partial = cached.with_name(f".{cached.name}.{os.getpid()}.npy")  # other processes may decode it too
-        try:
+        with saving.writing("cache_dir", self.cache_dir, DataError):
             self.cache_dir.mkdir(parents=True, exist_ok=True)
-            try:
-                with VideoWriter(partial) as writer:
-                    for frame in read_frames(path, size=self.size):
-                        writer.write(frame)
-                partial.replace(cached)
-            finally:
-                partial.unlink(missing_ok=True)
-        except OSError as error:
-            fix = "Pass cache_dir=..., a folder with room that you may write to."
-            raise DataError("cache_dir", f"{str(self.cache_dir)!r} cannot be written: {error}", fix) from error
+            with saving.replacing(cached) as partial, VideoWriter(partial) as writer:  # others may decode it too
+                for frame in read_frames(path, size=self.size):
+                    writer.write(frame)
         return cached
 
 

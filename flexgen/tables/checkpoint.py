@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from flexgen.checks import folder_path
+from flexgen import saving
 from flexgen.data.schema import TableSchema
 from flexgen.errors import CheckpointError
 from flexgen.space import Space
@@ -23,18 +22,27 @@ from flexgen.tables.fit import FitReport
 from flexgen.tables.members import ClassMixture, DenseGaussian, NormalMixture
 from flexgen.tables.network import MaskedTableNetwork
 
-__all__ = ["conditional_from_config", "conditional_to_config", "read_table_model", "write_table_model"]
+__all__ = [
+    "TABLE_FILES",
+    "conditional_from_config",
+    "conditional_to_config",
+    "earlier_table_files",
+    "read_table_model",
+    "write_table_model",
+]
 
-_FORMAT = 1
-_CONFIG, _TENSORS = "config.json", "model.safetensors"
+_FORMAT = 2  # 1 had a checksum in the config in place of a manifest
+TABLE_FILES = _CONFIG, _TENSORS = "config.json", "model.safetensors"
 
 
 def write_table_model(
     folder: str | Path, schema: TableSchema, conditional: TableConditional, report: FitReport
 ) -> None:
-    """Writes ``config.json`` and ``model.safetensors``; what stood there is replaced only once both are whole."""
-    folder = folder_path("folder", folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes ``config.json`` and ``model.safetensors``, both or neither, and their checksums (``flexgen.saving``).
+
+    Raises:
+        CheckpointError: the folder cannot be written to, or holds files of these names that are not ours.
+    """
     config = {
         "flexgen_format": _FORMAT,
         "schema": schema.to_dict(),
@@ -42,38 +50,51 @@ def write_table_model(
         "report": report.to_dict(),
     }
     tensors = {name: t.detach().cpu().contiguous() for name, t in conditional.state_dict().items()}
-    save_file(tensors, folder / ".model.partial")
-    config["model_sha256"] = _sha256(folder / ".model.partial")  # so that files of two models do not mix
-    (folder / ".config.partial").write_text(json.dumps(config, indent=1))
-    (folder / ".model.partial").replace(folder / _TENSORS)
-    (folder / ".config.partial").replace(folder / _CONFIG)
+
+    def write(new: Path) -> None:
+        save_file(tensors, new / _TENSORS)
+        (new / _CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
+
+    saving.update_folder(folder, write, earlier=earlier_table_files)
 
 
 def read_table_model(folder: str | Path) -> tuple[TableSchema, TableConditional, FitReport]:
     """Reads what `write_table_model` wrote; nothing is unpickled or imported by name.
 
     Raises:
-        CheckpointError: files absent, damaged, of another format, or of different models.
+        CheckpointError: files absent, damaged, of another format, or of different models; names the file.
     """
-    folder = folder_path("folder", folder)
-    for name in (_CONFIG, _TENSORS):
-        if not (folder / name).is_file():
-            fix = "Pass a folder that save_pretrained wrote."
-            raise CheckpointError("folder", f"{str(folder)!r} holds no {name}", fix)
-    again = "Save the model again."
+    return saving.read_folder(folder, TABLE_FILES, _read, fix="Pass a folder that save_pretrained wrote, as it was.")
+
+
+def earlier_table_files(folder: Path) -> list[str]:
+    """The files of a model saved before there were manifests, known by the checksum in its config."""
     try:
-        config = json.loads((folder / _CONFIG).read_text())
+        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        is_ours = config["flexgen_format"] == 1 and {"schema", "conditional", "model_sha256"} <= config.keys()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+    return list(TABLE_FILES) if is_ours else []
+
+
+def _read(files: Mapping[str, Path], are_checked: bool) -> tuple[TableSchema, TableConditional, FitReport]:
+    config_file, tensors_file = (files[name] for name in TABLE_FILES)
+    folder, again = config_file.parent, "Save the model again."
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
         found = config["flexgen_format"]
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError("folder", f"{folder / _CONFIG} is damaged ({error})", again) from error
-    if found != _FORMAT:
+        raise CheckpointError("folder", f"{config_file} is damaged ({error})", again) from error
+    if found not in (1, _FORMAT):
         raise CheckpointError("folder", f"{str(folder)!r} has format {found}", f"This version reads format {_FORMAT}.")
+    if found != 1 and not are_checked:
+        raise CheckpointError("folder", f"{str(folder)!r} lacks its {saving.MANIFEST}", "Copy the whole folder.")
     try:
         schema = TableSchema.from_dict(config["schema"])
         conditional = conditional_from_config(config["conditional"], schema.space)
-        if config["model_sha256"] != _sha256(folder / _TENSORS):
+        if found == 1 and config["model_sha256"] != saving.sha256(tensors_file):
             raise ValueError(f"{_TENSORS} is not the file that {_CONFIG} was saved with")
-        conditional.load_state_dict(load_file(folder / _TENSORS))
+        conditional.load_state_dict(load_file(tensors_file))
         report = FitReport(**config["report"])
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
@@ -81,11 +102,6 @@ def read_table_model(folder: str | Path) -> tuple[TableSchema, TableConditional,
             "folder", f"{str(folder)!r} holds files that do not fit together ({reason})", again
         ) from error
     return schema, conditional, report
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def conditional_to_config(conditional: TableConditional) -> dict[str, Any]:

@@ -1,20 +1,14 @@
 """Checkpoints: a folder each, of safetensors and JSON; nothing is unpickled.
 
-Guarantees:
-
-* A checkpoint appears under its name complete or not at all: it is written beside, flushed, and renamed. A process
-  killed at any moment leaves the earlier ones as they were.
-* Reading verifies a SHA-256 of every file, so what is damaged is refused, never half loaded.
+A checkpoint is there complete or not at all, and is checked when it is read; see ``flexgen.saving``. A process killed
+at any moment leaves the earlier ones as they were.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +17,21 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from flexgen import saving
 from flexgen.errors import CheckpointError
 
-__all__ = ["Checkpoint", "checkpoints", "latest_checkpoint", "read_checkpoint", "require_same", "write_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "checkpoints",
+    "latest_checkpoint",
+    "read_checkpoint",
+    "remove_checkpoints",
+    "require_same",
+    "write_checkpoint",
+]
 
-_FORMAT = 1
+_FORMAT = 2  # 1 had the checksums of the tensors in its state, and no manifest
 _STATE = "state.json"
-_PARTIAL = ".partial-"
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ class Checkpoint:
 
 
 def checkpoints(directory: str | Path) -> list[Path]:
-    """The checkpoints of a folder, oldest first."""
-    found = [path for path in Path(directory).glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
+    """The checkpoints of a folder, oldest first; those that are not whole are none."""
+    found = [path for path in _named(directory) if _is_whole(path)]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
@@ -58,27 +60,47 @@ def latest_checkpoint(directory: str | Path) -> Path | None:
 
 
 def write_checkpoint(directory: str | Path, checkpoint: Checkpoint, *, keep: int = 2) -> Path:
-    """Writes ``directory/step-NNNNNNNNN`` atomically and removes all but the last `keep`.
+    """Writes ``directory/step-NNNNNNNNN`` and removes all but the last `keep`.
 
     A checkpoint of that step that is already there is left: a run is a function of its settings, so it is the same.
+
+    Raises:
+        CheckpointError: the folder cannot be written to, or is full; earlier checkpoints are as they were.
     """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"step-{checkpoint.step:09d}"
-    if not path.exists():
-        partial = directory / f"{_PARTIAL}{path.name}"
-        shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
-        partial.mkdir()
-        _write_files(partial, checkpoint)
-        partial.rename(path)
-        _flush(directory)
+
+    def write(new: Path) -> None:
+        for group, tensors in checkpoint.tensors.items():
+            # Copies, because safetensors refuses tensors that share memory, as tied weights do.
+            copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+            safetensors.torch.save_file(copies, new / f"{group}.safetensors")
+        groups = list(checkpoint.tensors)
+        document = {"format": _FORMAT, "step": checkpoint.step, "state": dict(checkpoint.state), "groups": groups}
+        (new / _STATE).write_text(json.dumps(document, indent=1), encoding="utf-8")
+
+    path = Path(directory) / f"step-{checkpoint.step:09d}"
+    if not _is_whole(path):
+        saving.update_folder(path, write, argument="directory")
     for old in checkpoints(directory)[:-keep]:
-        # Renamed first, so that a half-deleted checkpoint never carries a checkpoint's name.
-        doomed = directory / f"{_PARTIAL}{old.name}"
-        shutil.rmtree(doomed, ignore_errors=True)
-        old.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        with contextlib.suppress(CheckpointError):  # a damaged one is left: what is ours in it cannot be told
+            saving.remove_files(old, earlier=_earlier_files)
     return path
+
+
+def remove_checkpoints(directory: str | Path) -> None:
+    """Removes the checkpoints of a folder and of the networks below it; what else lies there stays.
+
+    Raises:
+        CheckpointError: one is damaged, so that what is ours in it cannot be told; nothing was removed.
+    """
+    folders = [*(path for path in Path(directory).glob("network-*") if _is_folder(path)), Path(directory)]
+    steps = [path for folder in folders for path in _named(folder)]
+    for path in steps:
+        saving.saved_files(path)
+    for path in steps:
+        saving.remove_files(path, earlier=_earlier_files)
+    for folder in folders:
+        with contextlib.suppress(OSError):  # something else is in it, or it is not there
+            folder.rmdir()
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -89,26 +111,30 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     remedy = f"Delete the folder {path} to go on from the checkpoint before it."
-    try:
-        document = json.loads((path / _STATE).read_text(encoding="utf-8"))
-        saved_format, step, state, files = (document[name] for name in ("format", "step", "state", "files"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError("checkpoint", f"{path.name}/{_STATE} cannot be read ({error!r})", remedy) from error
-    if saved_format != _FORMAT:
-        raise CheckpointError(
-            "checkpoint",
-            f"{path.name} has format {saved_format}, and this version of flexgen reads {_FORMAT}",
-            "Use the version that wrote it.",
-        )
-    tensors = {}
-    for group, expected in files.items():
-        file = path / f"{group}.safetensors"
-        if not file.is_file():
-            raise CheckpointError("checkpoint", f"{path.name}/{file.name} is missing", remedy)
-        if _sha256(file) != expected:
-            raise CheckpointError("checkpoint", f"{path.name}/{file.name} is damaged: its hash differs", remedy)
-        tensors[group] = safetensors.torch.load_file(file)
-    return Checkpoint(step, tensors, state)
+
+    def load(files: Mapping[str, Path], are_checked: bool) -> Checkpoint:
+        try:
+            document = json.loads(files[_STATE].read_text(encoding="utf-8"))
+            saved_format, step, state = (document[name] for name in ("format", "step", "state"))
+            groups = document["files" if saved_format == 1 else "groups"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError("checkpoint", f"{path.name}/{_STATE} cannot be read ({error!r})", remedy) from error
+        if saved_format not in (1, _FORMAT):
+            problem = f"{path.name} has format {saved_format}, and this version of flexgen reads {_FORMAT}"
+            raise CheckpointError("checkpoint", problem, "Use the version that wrote it.")
+        if saved_format != 1 and not are_checked:
+            raise CheckpointError("checkpoint", f"{path.name} lacks its {saving.MANIFEST}", remedy)
+        tensors = {}
+        for group in groups:
+            file = files.get(f"{group}.safetensors", path / f"{group}.safetensors")
+            if not file.is_file():
+                raise CheckpointError("checkpoint", f"{path.name}/{file.name} is missing", remedy)
+            if saved_format == 1 and saving.sha256(file) != groups[group]:
+                raise CheckpointError("checkpoint", f"{path.name}/{file.name} is damaged: its hash differs", remedy)
+            tensors[group] = safetensors.torch.load_file(file)
+        return Checkpoint(step, tensors, state)
+
+    return saving.read_folder(path, [_STATE], load, argument="checkpoint", fix=remedy)
 
 
 def require_same(what: str, saved: Mapping[str, Any], now: Mapping[str, Any], *, fix: str) -> None:
@@ -126,32 +152,32 @@ def require_same(what: str, saved: Mapping[str, Any], now: Mapping[str, Any], *,
         raise CheckpointError("resume", f"the checkpoint's {what} differ: {'; '.join(shown)}{more}", fix)
 
 
-def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
-    hashes = {}
-    for group, tensors in checkpoint.tensors.items():
-        file = folder / f"{group}.safetensors"
-        # Copies, because safetensors refuses tensors that share memory, as tied weights do.
-        copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-        safetensors.torch.save_file(copies, file)
-        hashes[group] = _sha256(file)
-        _flush(file)
-    document = {"format": _FORMAT, "step": checkpoint.step, "state": dict(checkpoint.state), "files": hashes}
-    file = folder / _STATE
-    file.write_text(json.dumps(document, indent=1), encoding="utf-8")
-    _flush(file)
-    _flush(folder)
+def _named(directory: str | Path) -> list[Path]:
+    """Folders with the name of a checkpoint."""
+    named = Path(directory).glob("step-*")
+    return [path for path in named if re.fullmatch(r"step-\d+", path.name) and _is_folder(path)]
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
-def _flush(path: Path) -> None:
-    """Has the operating system write a file or folder to the disk, so that the rename does not overtake the data."""
-    descriptor = os.open(path, os.O_RDONLY)
+def _is_whole(path: Path) -> bool:
+    if not (path / saving.MANIFEST).is_file():
+        return (path / _STATE).is_file()  # of an earlier version; this one puts no file there before the manifest
     try:
-        with contextlib.suppress(OSError):  # some file systems cannot flush a folder
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return bool(saving.saved_files(path))
+    except CheckpointError:
+        return True  # and damaged, which its reader is to hear
+
+
+def _earlier_files(path: Path) -> list[str]:
+    """The files of a checkpoint written before there were manifests, those that its state has the checksums of."""
+    try:
+        document = json.loads((path / _STATE).read_text(encoding="utf-8"))
+        sums = {f"{group}.safetensors": digest for group, digest in document["files"].items()}
+        if document["format"] != 1:
+            return []
+        return [_STATE, *(name for name, digest in sums.items() if saving.sha256(path / name) == digest)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []

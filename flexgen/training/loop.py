@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from flexgen import rng
+from flexgen import rng, saving
+from flexgen.checks import folder_path
 from flexgen.errors import CheckpointError, ConfigError, DataError, FlexgenError
 from flexgen.training.arguments import check_contents, check_kinds, training_data
 from flexgen.training.batches import Batch, EpochOrder, TrainingData, to_device
@@ -145,7 +146,7 @@ class _Run:
             raise DataError("held_out", "has no rows", "Pass some, or None.")
         self.network, self.data, self.held_out = network, data, held_out
         self.settings, self.objective = settings, objective
-        self.directory = None if directory is None else Path(directory)
+        self.directory = None if directory is None else folder_path("directory", directory)
         self.order = EpochOrder(len(data), settings.batch_size, seed=settings.seed)
         share = settings.batch_size // self.num_processes
         self.share = slice(self.rank * share, (self.rank + 1) * share)  # this process's places in a batch
@@ -177,6 +178,8 @@ class _Run:
             )
         if path is not None:
             self.state.restore(read_checkpoint(path), self.identity)
+        with saving.writing("directory", self.directory):  # what cannot be made is said before the first step
+            self.directory.mkdir(parents=True, exist_ok=True)
 
     def advance(
         self, interruption: Interruption, progress: bool | None, on_record: Callable[[Record], None] | None

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import inspect
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,20 @@ from typing import Any
 import torch
 from torch import nn
 
+from flexgen import saving
 from flexgen.checks import folder_path
 from flexgen.data.examples import or_example
 from flexgen.errors import CheckpointError, ConfigError
 from flexgen.networks.frame_unet import FrameUNet
 from flexgen.video.process import NoiseProcess, PixelScale
 
-__all__ = ["NETWORK_KEYS", "VideoBackbone"]
+__all__ = ["BACKBONE_FILES", "NETWORK_KEYS", "VideoBackbone", "earlier_backbone_files"]
 
 NETWORK_KEYS = tuple(name for name in inspect.signature(FrameUNet).parameters if name != "self")
 
 _FILE = "backbone.json"
-_FORMAT = 1
+BACKBONE_FILES = (_FILE, "network/config.json", "network/diffusion_pytorch_model.safetensors")
+_FORMAT = 2  # 1 had no manifest
 
 
 class VideoBackbone(nn.Module):
@@ -77,22 +80,28 @@ class VideoBackbone(nn.Module):
     def save_pretrained(self, folder: str | Path, *, half: bool = False) -> None:
         """Writes the network as diffusers does (safetensors and its config), and backbone.json beside it.
 
+        All files are replaced at once, with their checksums beside them; see ``flexgen.saving``.
+
         Args:
             folder: made if it does not exist.
             half: weights in float16, half the size; they are read back as float32.
+
+        Raises:
+            CheckpointError: the folder cannot be written to, or holds files of these names that are not ours.
         """
-        folder = Path(folder)
-        if folder.is_file():
-            raise CheckpointError("folder", f"{folder} is a file", "Name a folder.")
         network = self.network
         if half:
             network = copy.deepcopy(network)
             for weight in network.parameters():
                 weight.data = weight.data.half()
-        network.save_pretrained(folder / "network", safe_serialization=True)
-        _forget_origin(folder / "network" / "config.json")
         content = {"format": _FORMAT, **self._meaning(), "trained_on": self.trained_on}
-        (folder / _FILE).write_text(json.dumps(content, indent=2) + "\n")
+
+        def write(new: Path) -> None:
+            network.save_pretrained(new / "network", safe_serialization=True)
+            _forget_origin(new / "network" / "config.json")
+            (new / _FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+        saving.update_folder(folder, write, earlier=earlier_backbone_files)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> VideoBackbone:
@@ -102,35 +111,52 @@ class VideoBackbone(nn.Module):
             folder: or ``"mazes32"``, the example that comes with the package, where no folder has this name.
 
         Raises:
-            CheckpointError: no such folder, a file missing or damaged, another format.
+            CheckpointError: no such folder, a file missing or damaged, another format; names the file.
         """
         folder = or_example(folder_path("folder", folder))
+        fix = "Name a folder that VideoBackbone.save_pretrained wrote, whole and as it was."
+        return saving.read_folder(folder, BACKBONE_FILES, cls._read, fix=fix)
+
+    @classmethod
+    def _read(cls, files: Mapping[str, Path], are_checked: bool) -> VideoBackbone:
+        file = files[_FILE]
         try:
-            content = json.loads((folder / _FILE).read_text())
-        except OSError as error:
-            raise CheckpointError(
-                "folder", f"{folder} holds no {_FILE}", "Name a folder that VideoBackbone.save_pretrained wrote."
-            ) from error
+            content = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:  # of the JSON, or of its bytes
-            raise CheckpointError(
-                "folder", f"{folder / _FILE} is no JSON ({error})", "Copy the folder anew."
-            ) from error
+            raise CheckpointError("folder", f"{file} is no JSON ({error})", "Copy the folder anew.") from error
         version = content.get("format") if isinstance(content, dict) else None
-        if version != _FORMAT:
-            raise CheckpointError("folder", f"{folder} has format {version}", f"This version reads format {_FORMAT}.")
+        if version not in (1, _FORMAT):
+            problem = f"{file.parent} has format {version}"
+            raise CheckpointError("folder", problem, f"This version reads format {_FORMAT}.")
+        if version != 1 and not are_checked:
+            problem = f"{file.parent} lacks its {saving.MANIFEST}"
+            raise CheckpointError("folder", problem, "Copy the whole folder.")
         try:
-            network = _read_network(folder / "network")
+            network = _read_network(file.parent / "network")
             process, scale = NoiseProcess(**content["process"]), PixelScale(**content["scale"])
             window = int(content["window"])
         except CheckpointError:
             raise
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
-            raise CheckpointError("folder", f"{folder} cannot be read: {reason}", "Copy the folder anew.") from error
+            problem = f"{file.parent} cannot be read: {reason}"
+            raise CheckpointError("folder", problem, "Copy the folder anew.") from error
         return cls(network, process, scale, window=window, trained_on=content.get("trained_on")).eval()
 
     def _meaning(self) -> dict[str, Any]:
         return {"process": self.process.to_dict(), "scale": asdict(self.scale), "window": self.window}
+
+
+def earlier_backbone_files(folder: Path) -> list[str]:
+    """The files of a backbone saved before there were manifests, known by what its two descriptions hold."""
+    try:
+        content = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+        network = json.loads((folder / "network" / "config.json").read_text(encoding="utf-8"))
+        is_ours = content["format"] == 1 and {"process", "scale", "window", "trained_on"} <= content.keys()
+        is_ours = is_ours and network["_class_name"] == FrameUNet.__name__
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+    return list(BACKBONE_FILES) if is_ours else []
 
 
 def _read_network(folder: Path) -> FrameUNet:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import resource
 import shutil
 import signal
 from pathlib import Path
@@ -13,9 +15,15 @@ from pandas.testing import assert_frame_equal
 
 from flexgen.cli.files import write_table
 from flexgen.cli.main import main
+from flexgen.cli.train_video import LOG
+from flexgen.cli.training_folder import MODEL_FILES
 from flexgen.compatibility import Report
 from flexgen.data.tables import load_table, read_table
+from flexgen.saving import MANIFEST
+from flexgen.tables.checkpoint import TABLE_FILES
 from flexgen.tables.network import TableLikelihood
+from flexgen.training import Checkpoint, write_checkpoint
+from flexgen.video.backbone import BACKBONE_FILES
 
 TINY = ["model=small", "model.small_width=16", "model.classes=[2]", "training=quick", "training.small_steps=12"]
 
@@ -38,7 +46,8 @@ def inside(folder, monkeypatch):
 
 
 def test_train_leaves_a_model_its_configuration_and_no_checkpoints(capsys):
-    assert sorted(path.name for path in Path("model").iterdir()) == ["config.json", "model.safetensors", "train.yaml"]
+    left = {"config.json", "model.safetensors", "train.yaml", MANIFEST}
+    assert {path.name for path in Path("model").iterdir()} == left
     words = ["train", "data.path=gaps.csv", "output=exact", "model=exact", "model.classes=[2]"]
     assert main(words) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -167,11 +176,97 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(monkeypatch, capsys):
     assert not Path("stopped/checkpoints").exists()
 
 
-def test_overwriting_forgets_the_checkpoints_of_another_training():
-    steps = Path("dirty/checkpoints/network-0/step-000000005")
-    steps.mkdir(parents=True)
-    assert main(["train", "data.path=gaps.csv", "output=dirty", *TINY, "overwrite=true"]) == 0
-    assert not steps.exists()
+def test_overwriting_replaces_what_is_ours_and_leaves_the_rest():
+    Path("mixed/checkpoints/mazes32").mkdir(parents=True)
+    foreign = [Path("mixed") / name for name in ("notes.txt", "checkpoints/mazes32/backbone.json", "video.mp4")]
+    for path in foreign:
+        path.write_text("precious")
+    words = ["train", "data.path=gaps.csv", "output=mixed", "model=exact", "model.classes=[2]"]
+    assert main(words) == 2  # is there already
+    assert main([*words, "overwrite=true"]) == 0
+    steps = write_checkpoint("mixed/checkpoints/network-0", Checkpoint(5, {"network": {}}, {}))
+    assert main([*words, "seed=1", "overwrite=true"]) == 0  # else refused: checkpoints of another training
+    assert not steps.parent.exists()
+    assert {path.read_text() for path in foreign} == {"precious"}
+    assert main([*words, "seed=1", "resume=true"]) == 0  # is finished
+
+
+def test_the_command_knows_the_files_of_models():
+    assert (*TABLE_FILES, *BACKBONE_FILES, LOG) == MODEL_FILES
+
+
+TAKEN = ["config.json", "model.safetensors", "train.yaml", "network/config.json", "training.jsonl"]
+
+
+@pytest.mark.parametrize("name", [*TAKEN, "network", "checkpoints", MANIFEST])
+def test_what_is_not_ours_is_never_overwritten(name, tmp_path, monkeypatch, capsys):
+    source = Path("gaps.csv").absolute()
+    monkeypatch.chdir(tmp_path)
+    path = Path("taken") / name
+    path.parent.mkdir(parents=True)
+    path.write_text('{"precious": 1}')
+    words = ["train", f"data.path={source}", "output=taken", "model=exact", "model.classes=[2]", "overwrite=true"]
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert "output: 'taken" in told
+    assert name.split("/")[0] in told
+    assert {file: file.read_text() for file in Path("taken").rglob("*") if file.is_file()} == {path: '{"precious": 1}'}
+
+
+@pytest.mark.parametrize("name", ["config.json", "train.yaml", "checkpoints", ".flexgen-saving", MANIFEST])
+def test_links_in_an_output_folder_are_not_followed(name, tmp_path, monkeypatch, capsys):
+    source = Path("gaps.csv").absolute()
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(source.parent / "model", "model")
+    target = Path("precious")
+    if name in ("checkpoints", ".flexgen-saving"):
+        write_checkpoint(target, Checkpoint(5, {"network": {}}, {}))
+    else:
+        (Path("model") / name).replace(target)
+    (Path("model") / name).symlink_to(target.absolute())
+    before = {file: file.read_bytes() for file in Path.cwd().rglob("*") if file.is_file()}
+    words = ["train", f"data.path={source}", "output=model", "model=exact", "model.classes=[2]", "overwrite=true"]
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert f"holds '{name}', a link, where flexgen writes its own. Remove the link" in told
+    assert {file: file.read_bytes() for file in Path.cwd().rglob("*") if file.is_file()} == before
+
+
+def test_a_model_of_an_earlier_version_may_be_overwritten(tmp_path, capsys):
+    folder = shutil.copytree("model", tmp_path / "earlier")
+    (folder / MANIFEST).unlink()
+    words = ["train", "data.path=gaps.csv", f"output={folder}", "model=exact", "model.classes=[2]", "overwrite=true"]
+    assert main(words) == 2  # its config says that there was a manifest
+    assert "holds 'config.json', which is not of flexgen's making" in capsys.readouterr().err
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "flexgen_format": 1, "model_sha256": "0" * 64}))
+    assert main(words) == 0
+
+
+def test_a_full_disk_is_told_and_leaves_the_old_files(tmp_path, capsys):
+    table = shutil.copy("gaps.csv", tmp_path / "rows.csv")
+    folder = shutil.copytree("model", tmp_path / "model")
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for words, size in (
+        (["impute", f"model={folder}", f"input={table}", f"output={table}"], 100),
+        (["sample", f"model={folder}", "num_rows=9", f"output={table}"], 100),
+        (["diagnose", f"model={folder}", f"input={table}", f"output={tmp_path / 'a.html'}", "budget=100"], 100),
+        (["train", f"data.path={table}", f"output={folder}", "model=exact", "model.classes=[2]"], 100),
+        (["train", f"data.path={table}", f"output={tmp_path / 'new'}", "model=exact", "model.classes=[2]"], 2000),
+    ):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limit[1]))
+        try:
+            code = main([*words, "overwrite=true"])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        told = capsys.readouterr().err
+        assert code == 2, told
+        assert "cannot be written: File too large. Make room there" in told
+        found = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+        assert {file: found[file] for file in before} == before
+        new = {str(file.relative_to(tmp_path)) for file in found.keys() - before.keys()}
+        assert new <= {"new/train.yaml", f"new/{MANIFEST}"}
 
 
 def test_diagnose_prints_a_report_and_leaves_a_page(capsys):

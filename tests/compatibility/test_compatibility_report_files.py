@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 from pathlib import Path
 
 import pytest
@@ -64,10 +65,25 @@ def test_a_write_that_fails_leaves_what_was_there(
         raise OSError("disk full")
 
     monkeypatch.setattr("flexgen.compatibility.networks.report.save_file", broken)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(FlexgenError, match=r"path: '.*report.safetensors' cannot be written: disk full"):
         report.save(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_told_and_leaves_what_was_there(report: Report, tmp_path: Path) -> None:
+    page, numbers = report.to_html(tmp_path / "report.html"), report.save(tmp_path / "report.safetensors")
+    before = page.read_bytes(), numbers.read_bytes()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))
+    try:
+        for write, path in ((report.to_html, page), (report.save, numbers)):
+            with pytest.raises(FlexgenError, match=rf"path: '.*{path.name}' cannot be written: File too large. Make"):
+                write(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert (page.read_bytes(), numbers.read_bytes()) == before
+    assert sorted(tmp_path.iterdir()) == [page, numbers]
 
 
 def test_files_that_hold_no_report(report: Report, tmp_path: Path) -> None:

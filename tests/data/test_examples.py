@@ -32,7 +32,7 @@ def test_a_path_that_exists_goes_first(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mazes32").mkdir()
     assert or_example("mazes32") == Path("mazes32")
-    with pytest.raises(CheckpointError, match=r"mazes32 holds no backbone\.json"):
+    with pytest.raises(CheckpointError, match=r"mazes32' holds no backbone\.json"):
         fg.VideoPipeline.from_pretrained("mazes32")
     assert or_example("other.mp4") == Path("other.mp4")
     np.save(tmp_path / "mazes32" / "held_out.mp4.npy", np.zeros(1))

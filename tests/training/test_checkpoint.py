@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import resource
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from flexgen import saving
 from flexgen.errors import CheckpointError
 from flexgen.training import (
     Checkpoint,
@@ -21,7 +24,7 @@ from flexgen.training import (
     train,
     write_checkpoint,
 )
-from flexgen.training import checkpoint as module
+from flexgen.training.checkpoint import remove_checkpoints
 from tests.training import toy
 
 SETTINGS = TrainingSettings(num_steps=12, batch_size=8, checkpoint_every=4, validate_every=5)
@@ -39,7 +42,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert read.tensors["none"] == {}
     for name, tensor in example().tensors["network"].items():
         assert torch.equal(read.tensors["network"][name], tensor)
-    assert sorted(file.suffix for file in path.iterdir()) == [".json", ".safetensors", ".safetensors"]
+    assert saving.saved_files(path) == {"state.json", "network.safetensors", "none.safetensors"}
 
 
 def test_the_last_ones_are_kept_in_numerical_order(tmp_path: Path) -> None:
@@ -49,24 +52,36 @@ def test_the_last_ones_are_kept_in_numerical_order(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path / "absent") is None
 
 
-@pytest.mark.parametrize("moment", ["_sha256", "_flush"])
+@pytest.mark.parametrize("moment", ["sha256", "flush"])
 def test_a_writer_that_dies_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     write_checkpoint(tmp_path, example(1))
 
-    def die(_path: Path) -> None:
-        raise OSError("no space left on device")
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, moment, die)
-        with pytest.raises(OSError, match="no space"):
+        patch.setattr(saving, moment, die)
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # a killed process cleans nothing up
+        with pytest.raises(KeyboardInterrupt):
             write_checkpoint(tmp_path, example(2))
     assert latest_checkpoint(tmp_path).name == "step-000000001"
     write_checkpoint(tmp_path, example(2))  # over the remains
     assert read_checkpoint(latest_checkpoint(tmp_path)).step == 2
 
 
+def write_as_earlier(directory: Path, step: int) -> Path:
+    """As versions without manifests did: checksums of the tensors in the state, none of the state."""
+    path = write_checkpoint(directory, example(step))
+    (path / saving.MANIFEST).unlink()
+    state = path / "state.json"
+    document = json.loads(state.read_text())
+    document["files"] = {name: saving.sha256(path / f"{name}.safetensors") for name in document.pop("groups")}
+    state.write_text(json.dumps({**document, "format": 1}))
+    return path
+
+
 def test_damage_is_named(tmp_path: Path) -> None:
-    path = write_checkpoint(tmp_path, example())
+    path = write_as_earlier(tmp_path, 3)
     file = path / "network.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
@@ -76,15 +91,74 @@ def test_damage_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"step-000000003/network.safetensors is missing"):
         read_checkpoint(path)
     state = path / "state.json"
-    state.write_text(state.read_text().replace('"format": 1', '"format": 99'))
-    with pytest.raises(CheckpointError, match="has format 99, and this version of flexgen reads 1"):
+    state.write_text(state.read_text().replace('"format": 1', '"format": 99').replace("files", "groups"))
+    with pytest.raises(CheckpointError, match="has format 99, and this version of flexgen reads 2"):
         read_checkpoint(path)
     state.write_text(state.read_text()[:-20])
     with pytest.raises(CheckpointError, match=r"step-000000003/state.json cannot be read \(JSONDecodeError"):
         read_checkpoint(path)
     state.unlink()
-    with pytest.raises(CheckpointError, match=r"state.json cannot be read \(FileNotFoundError"):
+    with pytest.raises(CheckpointError, match=r"step-000000003' holds no state.json.*Delete the folder"):
         read_checkpoint(path)
+
+
+def test_every_file_is_checked(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path, example())
+    for file in sorted(path.iterdir()):
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+        with pytest.raises(CheckpointError, match=rf"step-000000003/{file.name}' is damaged.*Delete the folder"):
+            read_checkpoint(path)
+        file.write_bytes(whole)
+    (path / saving.MANIFEST).unlink()
+    with pytest.raises(CheckpointError, match=r"step-000000003 lacks its flexgen-manifest\.json"):
+        read_checkpoint(path)
+
+
+def test_checkpoints_of_earlier_versions_are_read_and_removed(tmp_path: Path) -> None:
+    earlier = write_as_earlier(tmp_path, 3)
+    assert torch.equal(read_checkpoint(earlier).tensors["network"]["a"], example().tensors["network"]["a"])
+    write_checkpoint(tmp_path, example(4), keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000004"]
+
+
+def test_only_checkpoints_are_removed(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "network-0", example(1))
+    path = write_checkpoint(tmp_path, example(1), keep=9)
+    (path / "notes.txt").write_text("foreign")
+    for folder in ("step-2", "network-9", "mazes32"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "state.json").write_text('{"format": 1, "state": "of another program"}')
+    (tmp_path / "step-000000005").symlink_to(tmp_path / "mazes32")
+    damaged = write_checkpoint(tmp_path, example(7), keep=9)
+    whole = (damaged / saving.MANIFEST).read_text()
+    (damaged / saving.MANIFEST).write_text(whole[1:])
+    with pytest.raises(CheckpointError, match="is damaged, or not of flexgen's making"):
+        remove_checkpoints(tmp_path)
+    assert read_checkpoint(path).step == 1
+    (damaged / saving.MANIFEST).write_text(whole)
+    remove_checkpoints(tmp_path)
+    left = sorted(str(found.relative_to(tmp_path)) for found in tmp_path.rglob("*") if found.is_file())
+    assert left == [f"{folder}/state.json" for folder in ("mazes32", "network-9")] + [
+        "step-000000001/notes.txt",
+        "step-2/state.json",
+    ]
+
+
+def test_a_full_disk_leaves_the_one_before(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, example(1))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"directory: .* cannot be written: File too large. Make room there"):
+            write_checkpoint(tmp_path, example(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-000000001"]
+    (tmp_path / "file").write_text("")
+    network, objective, data, held_out = toy.parts()
+    with pytest.raises(CheckpointError, match=r"directory: '.*/file/run' is below '.*/file', which is a file"):
+        train(network, objective, data, SETTINGS, held_out=held_out, directory=tmp_path / "file" / "run")
 
 
 @pytest.fixture(scope="module")

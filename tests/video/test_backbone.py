@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from flexgen.errors import CheckpointError, ConfigError
 from flexgen.networks import FrameUNet
+from flexgen.saving import MANIFEST
 from flexgen.video import NoiseProcess, PixelScale, VideoBackbone
 from tests.networks import small
 
@@ -28,6 +29,15 @@ def backbone(process: NoiseProcess | None = None) -> VideoBackbone:
 def saved(tmp_path: Path) -> Path:
     backbone().save_pretrained(tmp_path / "model")
     return tmp_path / "model"
+
+
+@pytest.fixture
+def earlier(saved: Path) -> Path:
+    """As versions without manifests left it: what such a folder holds is read, and refused, without checksums."""
+    (saved / MANIFEST).unlink()
+    description = saved / "backbone.json"
+    description.write_text(json.dumps({**json.loads(description.read_text()), "format": 1}))
+    return saved
 
 
 def test_a_backbone_comes_back_as_it_was(saved: Path) -> None:
@@ -70,7 +80,7 @@ def test_the_fingerprint_is_of_weights_and_meaning() -> None:
 
 
 def test_a_missing_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(CheckpointError, match=r"folder: .*nowhere holds no backbone.json"):
+    with pytest.raises(CheckpointError, match=r"folder: .*nowhere' holds no backbone.json"):
         VideoBackbone.from_pretrained(tmp_path / "nowhere")
     small.network().save_pretrained(tmp_path / "network")  # a network alone
     with pytest.raises(CheckpointError, match="holds no backbone"):
@@ -81,7 +91,7 @@ def test_a_missing_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     backbone().save_pretrained(tmp_path / "model")
     shutil.rmtree(tmp_path / "model" / "network")
     monkeypatch.chdir(tmp_path)  # where "model/network" would be a name on the Hub
-    with pytest.raises(CheckpointError, match=r"cannot be read: .*No such file"):
+    with pytest.raises(CheckpointError, match=r"'model' holds no network/config.json"):
         VideoBackbone.from_pretrained("model")
 
 
@@ -90,50 +100,51 @@ def test_a_missing_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     [
         ("{", "is no JSON"),
         ("\udcff", "is no JSON"),
-        ("[]", "has format None. This version reads format 1"),
-        ('{"format": 2}', "has format 2"),
+        ("[]", "has format None. This version reads format 2"),
+        ('{"format": 99}', "has format 99"),
+        ('{"format": 2}', "lacks its flexgen-manifest.json. Copy the whole folder"),
         ('{"format": 1}', "cannot be read: 'process'"),
     ],
 )
-def test_a_damaged_description(saved: Path, content: str, text: str) -> None:
-    (saved / "backbone.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+def test_a_damaged_description(earlier: Path, content: str, text: str) -> None:
+    (earlier / "backbone.json").write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(CheckpointError, match=text):
-        VideoBackbone.from_pretrained(saved)
+        VideoBackbone.from_pretrained(earlier)
 
 
-def test_damaged_weights(saved: Path) -> None:
-    whole = (saved / WEIGHTS).read_bytes()
-    (saved / WEIGHTS).write_bytes(whole[:1000])
+def test_damaged_weights(earlier: Path) -> None:
+    whole = (earlier / WEIGHTS).read_bytes()
+    (earlier / WEIGHTS).write_bytes(whole[:1000])
     with pytest.raises(CheckpointError, match="cannot be read"):
-        VideoBackbone.from_pretrained(saved)
-    (saved / WEIGHTS).write_bytes(whole)
-    weights = load_file(saved / WEIGHTS)
+        VideoBackbone.from_pretrained(earlier)
+    (earlier / WEIGHTS).write_bytes(whole)
+    weights = load_file(earlier / WEIGHTS)
     some = weights.pop("conv_in.weight")
-    save_file(weights, saved / WEIGHTS, metadata={"format": "pt"})
+    save_file(weights, earlier / WEIGHTS, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match="lacks weights, or has others, such as conv_in"):
-        VideoBackbone.from_pretrained(saved)
-    save_file({**weights, "conv_in.weight": some, "more": some.clone()}, saved / WEIGHTS, metadata={"format": "pt"})
+        VideoBackbone.from_pretrained(earlier)
+    save_file({**weights, "conv_in.weight": some, "more": some.clone()}, earlier / WEIGHTS, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match="such as more"):
-        VideoBackbone.from_pretrained(saved)
-    save_file({**weights, "conv_in.weight": some[:2].clone()}, saved / WEIGHTS, metadata={"format": "pt"})
+        VideoBackbone.from_pretrained(earlier)
+    save_file({**weights, "conv_in.weight": some[:2].clone()}, earlier / WEIGHTS, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"cannot be read: .*conv_in"):
-        VideoBackbone.from_pretrained(saved)
+        VideoBackbone.from_pretrained(earlier)
 
 
-def test_a_foreign_network(saved: Path) -> None:
-    path = saved / "network" / "config.json"
+def test_a_foreign_network(earlier: Path) -> None:
+    path = earlier / "network" / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "_class_name": "UNet2DModel"}))
     with pytest.raises(CheckpointError, match="holds a UNet2DModel"):
-        VideoBackbone.from_pretrained(saved)
+        VideoBackbone.from_pretrained(earlier)
     path.write_text(json.dumps({**config, "chanels": [1]}))
     with pytest.raises(
         CheckpointError, match=r"has a key 'chanels', which FrameUNet has not\. Its keys are sample_size"
     ):
-        VideoBackbone.from_pretrained(saved)
+        VideoBackbone.from_pretrained(earlier)
     path.write_text(json.dumps({**config, "attention": "causal"}))
     with pytest.raises(CheckpointError, match="cannot be read: attention: is 'causal'"):
-        VideoBackbone.from_pretrained(saved)
+        VideoBackbone.from_pretrained(earlier)
 
 
 class Trap:
@@ -147,10 +158,10 @@ def test_nothing_is_unpickled(saved: Path, monkeypatch: pytest.MonkeyPatch, tmp_
     (saved / WEIGHTS).unlink()
     torch.save(FrameUNet().state_dict(), saved / "network/diffusion_pytorch_model.bin")
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch.load was called"))
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match=r"holds no network/diffusion_pytorch_model\.safetensors"):
         VideoBackbone.from_pretrained(saved)
     (saved / "network/diffusion_pytorch_model.bin").write_bytes(pickle.dumps(Trap()))
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match=r"holds no network/diffusion_pytorch_model\.safetensors"):
         VideoBackbone.from_pretrained(saved)
     assert not Path("sprung").exists()
 

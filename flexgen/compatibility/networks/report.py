@@ -28,6 +28,7 @@ from rich.text import Text
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from flexgen import saving
 from flexgen.checks import did_you_mean
 from flexgen.compatibility.networks.arguments import check_margin
 from flexgen.compatibility.networks.diagnostic import Diagnostic, Example
@@ -236,7 +237,9 @@ class Report:
     def to_html(self, path: str | Path) -> Path:
         """One self-contained page for any screen: effects, worst pairs, pictures, assumptions. Returns its path."""
         path = _writable(path, (".html", ".htm"), "report.html", "plot() saves pictures.")
-        _replace(path, lambda partial: partial.write_text(_page(self), encoding="utf-8"))
+        page = _page(self)
+        with saving.writing("path", path, FlexgenError), saving.replacing(path) as partial:
+            partial.write_text(page, encoding="utf-8")
         return path
 
     def _panels(self) -> list[Callable[[Any, Any], None]]:
@@ -273,7 +276,8 @@ class Report:
             "settings": dict(self.settings),
             **{name: getattr(self, name) for name in _PLAIN},
         }
-        _replace(path, lambda partial: save_file(tensors, partial, {"report": json.dumps(described)}))
+        with saving.writing("path", path, FlexgenError), saving.replacing(path) as partial:
+            save_file(tensors, partial, {"report": json.dumps(described)})
         return path
 
     @classmethod
@@ -381,16 +385,6 @@ def _writable(path: str | Path, suffixes: tuple[str, ...], example: str, otherwi
     if not path.parent.is_dir():
         raise FlexgenError("path", f"{str(path)!r} is in a folder that is not there", "Make the folder first.")
     return path
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Writes beside the file, which is replaced only once the new one is whole."""
-    partial = path.with_name(f".partial-{path.name}")
-    try:
-        write(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 class Summary:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from flexgen import saving
 from flexgen.data.mazes import FLOORS, WALLS
 from flexgen.errors import CheckpointError, DataError
 from flexgen.metrics.video.arguments import joined, mean_and_error, require_video
@@ -104,7 +105,9 @@ class MazeFeatures(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Writes the weights in float16, as safetensors."""
-        save_file({name: weight.half().contiguous() for name, weight in self.state_dict().items()}, path)
+        weights = {name: weight.half().contiguous() for name, weight in self.state_dict().items()}
+        with saving.writing("path", path), saving.replacing(path) as partial:
+            save_file(weights, partial)
 
     def of_stacks(self, stacks: Tensor) -> Tensor:
         """Features ``[n, D]`` of uint8 ``[n, 5, 32, 32, 3]``."""
