@@ -466,7 +466,7 @@ def _heat_map(ax: Axes, results: Results) -> None:
     else:
         ax.tick_params(labelsize=7)
         ax.set_xlabel("site", fontsize=8)
-    ax.set_title("interaction gap of pairs, by probability", fontsize=9, loc="left")
+    ax.set_title("interaction gap of pairs, weighted mean", fontsize=9, loc="left")
 
 
 def _directions(ax: Axes, results: Results) -> None:
