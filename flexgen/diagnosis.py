@@ -54,7 +54,7 @@ _SAMPLE = 4096  # data rows at most that checks, pilots and draws of values look
 @overload
 def diagnose(
     model: TableModel | Conditional,
-    data: pd.DataFrame | Tensor | np.ndarray,
+    data: pd.DataFrame | Tensor | np.ndarray | Sequence[str],
     *,
     budget: SupportsIndex | str | datetime.timedelta = ...,
     sites: Sequence[int | str] | None = ...,
@@ -73,7 +73,7 @@ def diagnose(
 @overload
 def diagnose(
     model: TableModel | Conditional,
-    data: pd.DataFrame | Tensor | np.ndarray,
+    data: pd.DataFrame | Tensor | np.ndarray | Sequence[str],
     *,
     budget: SupportsIndex | str | datetime.timedelta = ...,
     sites: Sequence[int | str] | None = ...,
@@ -91,7 +91,7 @@ def diagnose(
 
 def diagnose(
     model: TableModel | Conditional,
-    data: pd.DataFrame | Tensor | np.ndarray,
+    data: pd.DataFrame | Tensor | np.ndarray | Sequence[str],
     *,
     budget: SupportsIndex | str | datetime.timedelta = DEFAULT_FORWARDS,
     sites: Sequence[int | str] | None = None,
@@ -109,8 +109,8 @@ def diagnose(
 
     Args:
         model: a `TableModel`, or any `Conditional` with marginals or log-probabilities over scalar sites.
-        data: rows: a data frame for a table model; otherwise ``[B, N]``, NaN where an entry is missing. Rows the model
-            was not fitted to are the fairer choice.
+        data: rows: a data frame for a table model; otherwise ``[B, N]``, NaN where an entry is missing; a list of
+            strings for a model of text, which encodes them. Held-out rows are the fairer choice.
         budget: whole number: rows that may pass the network, all included; or a time, such as ``"30 s"`` or
             ``"2 min"``, which a short pilot turns into such a number, and which is also kept by the clock: what is
             looked at then depends on the machine.
@@ -244,7 +244,7 @@ def _conditional(model: Any, data: Any) -> tuple[Conditional, Tensor, str, torch
             fix = "Ask check_gaussian or check_tables: it is exact." if exact else "Pass a TableModel or a Conditional."
             raise FlexgenError("model", f"is {kind_of(model)}", fix)
         conditional = model
-        x = _tensor(data)
+        x = _encoded(model, data) if _is_text(data) else _tensor(data)
     if len(x) < 2:
         raise DataError("data", f"has {len(x)} row(s)", "Pass at least two: intervals come from differences of rows.")
     device = model.device if isinstance(model, TableModel) else x.device
@@ -253,6 +253,24 @@ def _conditional(model: Any, data: Any) -> tuple[Conditional, Tensor, str, torch
         device = device if place is None else place.device
     conditional.space.validate(x, where=present_in(x), argument="data")
     return conditional, x, type(model).__name__, device
+
+
+def _is_text(data: Any) -> bool:
+    """Whether these are strings: a list, tuple, array or series of them, or one alone."""
+    if isinstance(data, str):
+        return True
+    rows = isinstance(data, Sequence | pd.Series) or (isinstance(data, np.ndarray) and data.ndim == 1)
+    return rows and len(data) > 0 and all(isinstance(text, str) for text in data)
+
+
+def _encoded(model: Any, texts: Any) -> Tensor:
+    encode: Callable[[list[str]], Tensor] | None = getattr(model, "encode", None)
+    if isinstance(texts, str):
+        raise DataError("data", "is one string", "Pass a list of strings, one a row.")
+    if encode is None:
+        problem = f"holds strings, which {type(model).__name__} does not encode"
+        raise DataError("data", problem, "Pass rows of codes [B, N], a column a site.")
+    return encode(list(texts))
 
 
 def _tensor(data: Any) -> Tensor:
@@ -351,38 +369,43 @@ def _assumptions(
 ) -> tuple[str, ...]:
     """What was looked at and how, a sentence each."""
     values, num_sites, enumerated = subject.values, len(subject.sites), len(subject.enumerated_sites)
-    drawn = "draws from the model's own distribution" if values.source == "model" else "values of other data rows"
-    looked = [f"all categories of {enumerated} sites"] if enumerated else []
+    drawn = "draws from the model's conditional" if values.source == "model" else "values of other data rows"
+    looked = [f"all categories at {_count(enumerated, 'site')}"] if enumerated else []
     if enumerated < num_sites:
-        looked.append(f"the data's value and {values.num_others} {drawn} at {num_sites - enumerated} sites")
+        looked.append(f"the data's value and {values.num_others} {drawn} at {_count(num_sites - enumerated, 'site')}")
     rows = torch.cat([effect.rows for effect in found.effects.values()] or [torch.zeros(0, dtype=torch.int64)])
     num_rows, pairs = len(torch.unique(rows)), ""
     plan = plans.get("rectangles")
     if plan is not None and "rectangle gap" in found.effects:
         seen = len(torch.unique(found.effects["rectangle gap"].sites, dim=0))
-        pairs = f"pairs: {seen} of {plan.num_pairs}"
+        pairs = f" Pairs of sites: {seen} of {plan.num_pairs}"
         if not isinstance(plan.choices, Tensor):
             each = len(plan.choices[0])
-            pairs += f", {each} a row, drawn at random anew in each, so that intervals speak of all {plan.num_pairs}"
+            pairs += f", {each} in each row, drawn anew at random, so that intervals are about all {plan.num_pairs}"
         elif len(plan.choices) < plan.num_pairs:
-            pairs += f", the cheapest: the interval of rectangle gaps is of that pair, not of all {plan.num_pairs}"
-        pairs += "; "
+            pairs += f", the cheapest: the interval of rectangle gaps is about that pair, not all {plan.num_pairs}"
+        pairs += "."
     relative = subject.rounding.relative if subject.rounding else math.nan
     said = [
-        f"Contexts: {num_rows} of {len(subject.x)} data rows, taken as a random sample of the population; "
-        f"{pairs}values: {' and '.join(looked)}.",
-        "Intervals: of the mean effect, Student's t, clustered by data row. The network's answers are not random, the "
-        "contexts are a sample: a single value above its floor refutes, and the interval says how large the mean is.",
-        f"Floor: a log-probability is taken to be exact to {relative:.1g} (1 + |log p|) nats. Rounding alone can make "
-        "gaps up to the floor that follows from this.",
+        f"Contexts: {num_rows} of {len(subject.x)} data rows, which count as a random sample.{pairs} "
+        f"Values: {', '.join(looked)}.",
+        "Intervals: Student's t for the mean, clustered by data row. The network's answers are not random, so one "
+        "value above its floor shows that there is no joint. The data rows are random: the interval is for the mean "
+        "over all rows like these.",
+        f"Floor: the largest gap that rounding can make, if log-probabilities are exact to {relative:.1g} (1 + |log p|)"
+        " nats.",
     ]
     if isinstance(budget, str | datetime.timedelta):
         said.append(f"Budget: {budget}, which a pilot turned into {forwards:,} forward passes at most.")
     return tuple(said)
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
+
+
 def _caveats(subject: Subject) -> list[str]:
-    said = ["Samples can refute compatibility, never prove it: 'not refuted' speaks of these contexts and values only."]
+    said = ["Samples can refute compatibility, never prove it: 'not refuted' is about these contexts and values only."]
     if len(subject.real_sites):
         said.append(
             "Real sites: gaps of zero are necessary for a joint, not sufficient. What conditionals agree on may have "

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pandas as pd
+import pytest
 import torch
 from torch import Tensor
 
 import flexgen as fg
 from flexgen.compatibility import SiteAnswers, Values, circulation, exact_blocks, order_gaps, rectangles
 from flexgen.compatibility.networks.rounding import Rounding
+from flexgen.errors import DataError
 from flexgen.query import Query
 from tests.adapters.test_transformers_mlm_samplers import K, N, complete_conditionals
 from tests.adapters.tiny_mlm import by_hand, network, tiny
@@ -109,3 +112,29 @@ def test_a_diagnosis_of_rows_of_different_lengths() -> None:
     titles = [tick.get_text() for tick in report.plot().axes[0].get_xticklabels()]
     assert titles == [f"place {i}" for i in range(4)]
     assert not any("Not measured" in line for line in report.caveats)
+
+
+def test_a_diagnosis_of_strings() -> None:
+    """A thousand rows as text; places are named by tokens and rows by their text."""
+    mlm = tiny(4, variable_length=True)
+    texts = [TEXTS[i % len(TEXTS)] for i in range(1000)]
+    report = fg.diagnose(mlm, texts, budget=1500)
+    encoded = fg.diagnose(mlm, mlm.encode(texts), budget=1500)
+    assert report.to_dataframe().drop(columns="seconds").equals(encoded.to_dataframe().drop(columns="seconds"))
+    series = fg.diagnose(mlm, pd.Series(texts), budget=1500)
+    assert series.examples == report.examples
+    assert {example.context for example in report.examples} <= set(TEXTS)
+    assert all(set(pair) <= set("ABC") for example in report.examples for pair in example.values)
+    assert "“" in repr(report)
+
+
+def test_texts_that_cannot_be_diagnosed() -> None:
+    mlm = tiny(4, variable_length=True)
+    with pytest.raises(DataError, match=r"data: is one string\. Pass a list of strings, one a row"):
+        fg.diagnose(mlm, "ABCA")  # type: ignore[call-overload]
+    with pytest.raises(DataError, match=r"texts\[1\]: has 5 tokens, the model's rows 4"):
+        fg.diagnose(mlm, ["ABC", "ABCAB"])
+    with pytest.raises(DataError, match=r"texts\[1\]: has a blank at place 1"):
+        fg.diagnose(mlm, ["ABC", "A_C"])
+    with pytest.raises(DataError, match="data: holds strings, which JointTable does not encode"):
+        fg.diagnose(fg.exact.JointTable.random((2, 2), generator=torch.Generator().manual_seed(0)), ["01", "11"])

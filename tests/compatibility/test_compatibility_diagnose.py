@@ -157,7 +157,7 @@ def test_pairs_that_were_not_looked_at_are_said() -> None:
     assert f"over {seen} of 28 pairs" in report.summary().headline()
     assert f"rectangle gap, over {seen} of 28 pairs" in [row[0] for row in report.summary().table_rows()]
     assert any(
-        f"pairs: {seen} of 28, " in line and "drawn at random anew in each" in line for line in report.assumptions
+        f"Pairs of sites: {seen} of 28, " in line and "drawn anew at random" in line for line in report.assumptions
     )
     whole = fg.diagnose(model, x, budget=3000)
     assert whole.pairs_of("rectangle gap") is None

@@ -53,6 +53,30 @@ def test_text_tells_what_a_statistician_asks(report: Report) -> None:
     assert max(map(len, text.splitlines())) <= 132
 
 
+def test_whether_there_is_a_joint_and_how_far_are_two_answers(report: Report, tmp_path: Path) -> None:
+    (one, there), (other, far) = report.summary().answers()
+    gaps = report.effects["rectangle gap"]
+    above = int((gaps.values.abs() > gaps.floors).sum())
+    assert (one, other) == ("Is there a joint?", "How far from one?")
+    assert f"does not explain {above:,} of {len(gaps):,} values of the rectangle gap" in there
+    assert re.match(r"(Small|Moderate|Large): mean rectangle gap", far)
+    assert f"a factor of {math.exp(gaps.weighted().value):.2f} on average" in far
+    page = report.to_html(tmp_path / "report.html").read_text(encoding="utf-8")
+    for question in (one, other):
+        assert question in repr(report)
+        assert question in report._repr_html_()
+        assert question in page
+    tiny = dataclasses.replace(report, effects={"gap": Effect("gap", *[torch.ones(4) * 1e-5] * 2, *places(4), 1e-7)})
+    assert tiny.verdict == "refuted"  # there is none
+    assert tiny.summary().distance().startswith("Negligible: ")  # nor does it matter
+    assert tiny.verdict_of("gap") == report.verdict
+    assert tiny.summary().colour_of("gap") != report.summary().colour_of("order gap")
+
+
+def places(number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.arange(number), torch.zeros(number, 2)
+
+
 def test_rich_and_notebook_show_the_same_table(report: Report) -> None:
     console = Console(file=io.StringIO(), width=140)
     console.print(report)
@@ -168,8 +192,8 @@ def test_intervals_stay_on_their_line(report: Report) -> None:
     for row in long.summary().table_rows():
         assert row[1] in text
         assert row[2] in text
-    assert "data frames and functions call this mean weighted" in " ".join(text.split())
-    assert "data frames and functions call this mean weighted" in report._repr_html_()
+    assert "a value counts by its probability under the model" in " ".join(text.split())
+    assert "a value counts by its probability under the model" in report._repr_html_()
 
 
 def test_a_page_has_the_name_of_a_page(report: Report, tmp_path: Path) -> None:
@@ -259,7 +283,7 @@ def test_the_headline_quotes_an_effect_that_refutes() -> None:
     narrow = {"rectangle gap": effect(1e-6, 1.2e-6), "order gap": effect(0.5, 1e-5)}  # a value above, not the mean
     assert "mean order gap 0.5 nats" in Report(narrow, ("x",)).summary().headline()
     scans = Effect("scans", torch.ones(8) / 5, torch.ones(8), torch.arange(8), torch.zeros(8, 2), 1e-6, unit="share")
-    assert "mean scans 0.2 share" in Report({"a": effect(1e-9, 1e-5), "scans": scans}, ("x",)).summary().headline()
+    assert "Mean scans 0.2 share" in Report({"a": effect(1e-9, 1e-5), "scans": scans}, ("x",)).summary().headline()
 
 
 def test_what_was_not_measured(report: Report, tmp_path: Path) -> None:

@@ -91,8 +91,8 @@ class ExactBlocks:
             max_orders: of k! orders; if there are more, so many random ones, each beside its reverse.
             generator: of the orders.
 
-        A scan starts at the data row: where zeros divide the states, its distribution is that of the closed class around the
-        row, NaN if the row leads to several.
+        A scan starts at the data row: where zeros divide the states, its distribution is that of the closed class
+        around the row, NaN if the row leads to several.
         """
         sites, start = self.sites[self._number(block)].tolist(), self._start(block)
         orders = orders_of(len(sites), whole_number("max_orders", max_orders, 2), generator)
@@ -117,7 +117,7 @@ class ExactBlocks:
         return f"ExactBlocks of {size} sites in {len(self.tables):,} data rows; see effect(), check(), scan_laws()"
 
     def effect(self, *, max_orders: int = _MOST_ORDERS, generator: Randomness | int = 0) -> Effect:
-        """For each block the largest total variation distance between the distributions of two orders of the scan, 0 to 1.
+        """The largest total variation distance between two orders' distributions of the scan, 0 to 1, for each block.
 
         Args:
             max_orders, generator: as in `scan_laws`. Of a sample of the orders, the largest is at most that of all.
@@ -343,9 +343,10 @@ def scan_distribution(
 
     The floor. Let entries change by factors between 1/f and f, f = exp(relative). A sweep's entries, sums of products
     of k of them, then change by factors within f^k: one sweep goes wrong by at most (f^k - 1) / 2 in total
-    variation, and the stationary distribution by at most n / (1 - t_n) times that, where t_n is the largest total variation
-    between the distributions of chains from two states after n sweeps. Also, without t_n: it changes by factors within
-    f^(2 k (S - 1)), S states, being a ratio of sums of products of S - 1 entries (Markov chain tree theorem).
+    variation, and the stationary distribution by at most n / (1 - t_n) times that, where t_n is the largest total
+    variation between the distributions of chains from two states after n sweeps. Also, without t_n: it changes by
+    factors within f^(2 k (S - 1)), S states, being a ratio of sums of products of S - 1 entries (Markov chain tree
+    theorem).
     """
     classes = closed_classes(tables, order)
     own = -1 if start is None else int(classes[tuple(start)])
@@ -365,7 +366,7 @@ def scan_distribution(
 
 
 def _memory(tables: ConditionalTables, order: tuple[int, ...], members: Tensor) -> float:
-    """n / (1 - t_n), the least for 1, 2, 4 and 8 sweeps; 1 - t_n is at least the mass that chains from all states share."""
+    """n / (1 - t_n), the least for 1, 2, 4 and 8 sweeps; chains from all states share a mass of at most 1 - t_n."""
     first = members.clone()
     first[:, order[0]] = 0  # which is drawn anew: states that differ there alone move alike
     _, group = torch.unique(first, dim=0, return_inverse=True)

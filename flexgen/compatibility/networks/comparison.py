@@ -35,7 +35,7 @@ class EffectChange:
     Args:
         effect: its name.
         unit: of all numbers.
-        before, after: mean absolute effects by probability, each with its own interval.
+        before, after: weighted means of absolute values, each with its own interval.
         change: after less before.
         low, high: interval of the change at `level`; NaN where a report has fewer than two data rows.
         level: nominal coverage.
@@ -110,7 +110,9 @@ class Comparison:
             pad_edge=False,
             title="before: {}, after: {}".format(*self.verdicts),
         )
-        for k, column in enumerate(("effect (mean size, nats)", "before", "after", f"change ({level})", "", "rows")):
+        for k, column in enumerate(
+            ("effect (weighted mean, nats)", "before", "after", f"change ({level})", "", "rows")
+        ):
             table.add_column(column, justify="right" if k in (1, 2, 3) else "left")
         for c in self.changes:
             infinite = (

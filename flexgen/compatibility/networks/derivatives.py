@@ -1,4 +1,4 @@
-"""Rectangles of infinitesimal size: mixed second derivatives of real sites' log densities, by automatic differentiation.
+"""Infinitesimal rectangles: mixed second derivatives of real sites' log densities, by automatic differentiation.
 
 If two real sites have a joint given the rest, then
 

@@ -159,7 +159,7 @@ class Effect:
             return f"Effect {self.name!r}: no values"
         mean, above = self.weighted(), f"{100 * self.share_above_floor:.0f} %"
         return (
-            f"Effect {self.name!r}: mean {mean} {self.unit} by probability, floor {mean.floor:.2g}; {self.verdict()}\n"
+            f"Effect {self.name!r}: weighted mean {mean} {self.unit}, floor {mean.floor:.2g}; {self.verdict()}\n"
             f"{len(self):,} values in {self.num_rows:,} data rows, {above} above the floor; "
             f"{self.cost.forwards:,} forwards"
         )

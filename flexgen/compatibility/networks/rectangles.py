@@ -5,9 +5,10 @@ For values a, a' of site i and b, b' of site j the log odds ratio
     log p(a|b,C) + log p(a'|b',C) - log p(a'|b,C) - log p(a|b',C)
 
 is a property of the joint of the two sites given C; the other direction must give the same number. Their difference is
-the *gap*. For positive complete conditionals on finite spaces all gaps are zero if and only if a joint exists. On unbounded
-real sites that is necessary, not sufficient: what the conditionals agree on may have no finite integral. (x | y ~ Exp(y)
-and y | x ~ Exp(x) have log densities log y - x y and log x - x y: all rectangles agree, and e^(-x y) has no integral.)
+the *gap*. For positive complete conditionals on finite spaces all gaps are zero if and only if a joint exists. On
+unbounded real sites that is necessary, not sufficient: what the conditionals agree on may have no finite integral.
+(x | y ~ Exp(y) and y | x ~ Exp(x) have log densities log y - x y and log x - x y: all rectangles agree, and e^(-x y)
+has no finite integral.)
 
 Cost. With m_i and m_j values of the two sites, one of each held by the data row, the gaps of a pair in one context read
 m_i + m_j rows, of which the two that hold the data's own values are shared by all pairs of that site. The fewest rows
@@ -465,7 +466,7 @@ def _heat_map(ax: Axes, results: Results) -> None:
     else:
         ax.tick_params(labelsize=7)
         ax.set_xlabel("site", fontsize=8)
-    ax.set_title("interaction gap of pairs, by probability", fontsize=9, loc="left")
+    ax.set_title("interaction gap of pairs, weighted mean", fontsize=9, loc="left")
 
 
 def _directions(ax: Axes, results: Results) -> None:

@@ -1,9 +1,9 @@
 """What a diagnosis found, to be read by a person: text, a table, pictures, one HTML file, and a file to keep it in.
 
-A report keeps two questions apart. *Is there a joint?* A network's answers are not random, so that one value above its
-floor of rounding refutes; that says nothing of size. *How far from one?* That is the mean effect with its interval, put
-in a size class on a practical scale (`SCALES`): a gap of g nats means that odds, by one route and by the other, differ
-by a factor e^g.
+A report answers two questions. *Is there a joint?* A network's answers are not random: one value that rounding cannot
+explain shows that there is none, and says nothing of size. *How far from one?* The mean effect with its interval, in a
+size class on a practical scale (`SCALES`): a gap of g nats means that odds, by one route and by the other, differ by a
+factor e^g.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class Report:
         return max((self.size_of(name) for name in self.effects), key=order.index, default="not measured")
 
     def size_of(self, name: str) -> str:
-        """The size class of an effect's mean by probability, on the scale of `SCALES`.
+        """The size class of an effect's weighted mean, on the scale of `SCALES`.
 
         An effect with infinite values, where one route calls impossible what the other does not, is large. Units
         without a scale have no size: ``""``.
@@ -395,41 +395,46 @@ class Summary:
 
     def headline(self) -> str:
         """The result in a few sentences: is there a joint, and how far from one is the model?"""
+        return " ".join(part for part in (self.joint(), self.distance()) if part)
+
+    def joint(self) -> str:
+        """Is there a joint with these conditionals?"""
         report = self.report
         effects = [e for e in report.effects.values() if e.unit == "nats" and len(e)]
         if not effects:
             return "Nothing could be measured."
-        name, first = self._quoted()
-        estimate = first.weighted(level=report.level)
-        size = f"mean {name} {number(estimate.value)} {first.unit} ({interval(estimate)}){self._over(name, ' over ')}"
+        name, _ = self._quoted()
         above, values = sum(int(e._above.sum()) for e in effects), sum(map(len, effects))
         match report.verdict:
             case "refuted":
-                said = f"Compatibility is refuted: no joint has these conditionals; {size}. {self._in_words(name)}"
+                effect = report.effects[name]
+                return (
+                    "Compatibility is refuted: no joint has these conditionals. Rounding does not explain "
+                    f"{int(effect._above.sum()):,} of {len(effect):,} values of the {name}."
+                )
             case "equivalent within margin":
-                said = f"Every effect measured in nats is below the margin of {report.margin:g} nats; {size}."
+                said = f"Every effect measured in nats is below the margin of {report.margin:g} nats."
                 if above:
                     said += f" Not zero: rounding does not explain {above:,} of {values:,} values."
+                return " ".join([said, *self._beside_the_margin()])
             case _:
-                said = (
-                    f"Compatibility is not refuted by {first.num_rows} data rows; {size}. Samples can refute, never "
-                    "prove it."
-                )
-        return " ".join([said.strip(), *self._beside_the_margin()])
+                rows = max(e.num_rows for e in effects)
+                return f"Compatibility is not refuted by {rows} data rows. Samples can refute, never prove it."
 
-    def _in_words(self, name: str) -> str:
-        """What the size of an effect means, and which effect is larger in class, if one is."""
+    def distance(self) -> str:
+        """How far from a joint: the mean of an effect with its interval, its size class, and what that means."""
         report = self.report
-        effect, size = report.effects[name], report.size_of(name)
-        mean = effect.weighted(level=report.level).value
-        if size not in SIZES:
-            said = ""
-        elif effect.num_infinite:
-            said = f"In size that is large: {effect.num_infinite:,} values are infinite, impossible by one route only."
-        elif effect.unit == "nats":
-            said = f"In size that is {size}: by the two routes, odds differ by a factor of {_odds(mean)} on average."
-        else:
-            said = f"In size that is {size}: probabilities differ by up to {number(mean)}."
+        if not any(e.unit == "nats" and len(e) for e in report.effects.values()):
+            return ""
+        name, effect = self._quoted()
+        size, estimate = report.size_of(name), effect.weighted(level=report.level)
+        said = f"{size[:1].upper()}{size[1:]}: m" if size else "M"
+        said += f"ean {name} {number(estimate.value)} {effect.unit} ({interval(estimate)}){self._over(name, ' over ')}"
+        if size in SIZES and effect.num_infinite:
+            said += f"; {effect.num_infinite:,} values are infinite, impossible by one route only"
+        elif size in SIZES and effect.unit == "nats":
+            said += f": by the two routes, odds differ by a factor of {_odds(estimate.value)} on average"
+        said += "."
         if report.size != size and report.size in SIZES:
             larger = next(other for other in report.effects if report.size_of(other) == report.size)
             other = report.effects[larger].weighted(level=report.level).value
@@ -477,6 +482,11 @@ class Summary:
             for name in others
         ]
 
+    def answers(self) -> list[tuple[str, str]]:
+        """The two questions, each with its answer."""
+        both = (("Is there a joint?", self.joint()), ("How far from one?", self.distance()))
+        return [(question, answer) for question, answer in both if answer]
+
     def table_rows(self) -> list[tuple[str, ...]]:
         report = self.report
         rows: list[tuple[str, ...]] = []
@@ -491,7 +501,7 @@ class Summary:
                     number(weighted.floor),
                     f"{100 * effect.share_above_floor:.0f} %",
                     f"{len(effect):,} / {effect.num_rows}",
-                    f"{effect.cost.forwards:,}",
+                    f"{effect.cost.forwards:,}" if effect.cost.forwards else "–",  # read off another effect's rows
                     report.verdict_of(name) + self._sized(name),
                 )
             )
@@ -501,9 +511,9 @@ class Summary:
     def columns(self) -> tuple[str, ...]:
         level = f"{100 * self.report.level:g} %"
         return (
-            "effect (mean size, nats)",
-            f"by probability ({level})",
-            f"uniform ({level})",
+            "effect, nats",
+            f"weighted mean ({level})",
+            f"uniform mean ({level})",
             "floor",
             "above floor",
             "values, rows",
@@ -528,10 +538,10 @@ class Summary:
         if gaps is not None and gaps.share_above_floor > 0:
             frame = report.pairs().head(_PAIRS_PRINTED)
             each = [
-                f"{one} × {other} {number(gap)} nats (odds ×{_odds(gap)})"
+                f"{_called(one)} and {_called(other)} {number(gap)} nats (odds ×{_odds(gap)})"
                 for one, other, gap in zip(frame["site_0"], frame["site_1"], frame["weighted"], strict=True)
             ]
-            lines.append(f"Largest mean gaps: {'; '.join(each)}.")
+            lines.append(f"Pairs with the largest mean gaps: {'; '.join(each)}.")
         return [*lines, *(_place(example) for example in report.examples[:_EXAMPLES_PRINTED])]
 
     def words(self) -> list[str]:
@@ -539,15 +549,15 @@ class Summary:
         report = self.report
         cost = f"{report.cost.forwards:,} rows through the network in {report.cost.batches:,} batches"
         means = (
-            "By probability: values count by how likely the model makes them; data frames and functions call this mean "
-            "weighted. Uniform: all values looked at count alike."
+            "Means are of absolute values. Weighted mean: a value counts by its probability under the model. Uniform "
+            "mean: all values count alike."
         )
         low, middle, high = SCALES["nats"]
         tv = ", ".join(f"{bound:g}" for bound in SCALES["total variation"])
         sizes = (
-            f"Size of the mean by probability, in nats: negligible below {low:g} (odds off by a factor of "
-            f"{_odds(low)}), small below {middle:g} ({_odds(middle)}), moderate below {high:g} ({_odds(high)}), large "
-            f"above; of a total variation the bounds are {tv}. A model that is refuted by little may serve you well."
+            f"Size, of the weighted mean in nats: negligible below {low:g} (odds differ by a factor of {_odds(low)}), "
+            f"small below {middle:g} ({_odds(middle)}), moderate below {high:g} ({_odds(high)}), large above. Bounds "
+            f"for a total variation: {tv}. A model that is refuted by little may still serve you well."
         )
         return [*report.assumptions, means, sizes, f"Cost: {cost}, {report.cost.seconds:.1f} s.", *report.caveats]
 
@@ -564,7 +574,9 @@ class Summary:
             table.add_column(column, justify=side, overflow="fold", no_wrap=whole, width=21 if k == 0 else None)
         for name, row in zip(report.effects, self.table_rows(), strict=True):
             table.add_row(*(Text(cell) for cell in row), style=_STYLES.get(self.colour_of(name)))
-        parts: list[Any] = [Text(f"Compatibility of {report.model}", style="bold"), Text(self.headline()), table]
+        parts: list[Any] = [Text(f"Compatibility of {report.model}", style="bold")]
+        parts += [Text.assemble((question, "bold"), f" {answer}") for question, answer in self.answers()]
+        parts.append(table)
         parts += [Text(line) for line in self.worst()]
         for title, result in report.others.items():
             parts.append(Text(f"{title}: {told(result)}"))
@@ -590,16 +602,21 @@ _LEFT = (0, 7)  # columns of the table that hold words
 
 def _place(example: Example) -> str:
     """An example as a sentence."""
+    first, second = map(_called, example.sites)
     own = ", ".join(
-        f"{site}: {values[0]} or {values[1]}" for site, values in zip(example.sites, example.values, strict=True)
+        f"{site} {values[0]} or {values[1]}" for site, values in zip((first, second), example.values, strict=True)
     )
     where = f"row {example.row}" + (f" “{example.context}”" if example.context else "")
     one, other = (number(route) for route in example.routes)
-    first, second = example.sites
     return (
-        f"Large single gap in {where}: {own}. Log odds ratio {one} nats by p({first} | {second}, rest), {other} by "
-        f"p({second} | {first}, rest)."
+        f"Large gap in {where}, {own}: the log odds ratio is {one} nats by p({first} | {second}, rest), {other} nats "
+        f"by p({second} | {first}, rest)."
     )
+
+
+def _called(site: str) -> str:
+    """A site's name in a sentence; a mere number says that it is a site."""
+    return f"site {site}" if site.isdecimal() else site
 
 
 def _odds(nats: float) -> str:
@@ -622,7 +639,9 @@ def number(value: float) -> str:
     """Three significant digits; tiny ones as powers of ten."""
     if not math.isfinite(value):
         return "–" if math.isnan(value) else "∞" if value > 0 else "-∞"
-    if value == 0 or 1e-3 <= abs(value) < 1e4:
+    if 1e3 <= abs(value) < 1e6:
+        return f"{value:,.0f}"
+    if value == 0 or 1e-3 <= abs(value) < 1e3:
         return f"{value:.3g}"
     return f"{value:.1e}"
 
@@ -658,22 +677,26 @@ body{font:16px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif;color:#222}
 body{max-width:72rem;margin:0 auto;padding:1.5rem 1rem 3rem}
 h1{font-size:1.5rem;line-height:1.25;margin:.2em 0 .5em}h2{font-size:1.15rem;margin:2em 0 .6em}
 p,li{max-width:75ch;overflow-wrap:anywhere}ul{padding-left:1.1rem}
+.answer{font-size:1.05rem;margin:.5em 0}
 .badge{display:inline-block;border-radius:1rem;padding:.1rem .7rem;font-weight:600;color:#fff;background:#555}
 table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums;width:100%}
-th,td{padding:.4em .8em .4em 0;vertical-align:top;text-align:left;overflow-wrap:anywhere}
+th,td{padding:.4em .8em .4em 0;vertical-align:top;text-align:left}
+td{overflow-wrap:anywhere}
 th{border-bottom:1px solid #888;font-weight:600}
 td{border-bottom:1px solid #e4e4e4}small{color:#666;font-size:.85em}
 .pictures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,24rem),1fr));gap:1rem}
 img{width:100%;height:auto}.notes{color:#444;font-size:.9rem}
-@media(min-width:60rem){td:nth-child(n+2):nth-child(-n+7){white-space:nowrap}}
+@media(min-width:60rem){th{white-space:nowrap}td:nth-child(n+2):nth-child(-n+7){white-space:nowrap}}
 @media(max-width:60rem){
 #T_effects tbody,#T_effects td{display:block;width:auto}#T_effects,#T_effects tr{display:flex;flex-direction:column}
 #T_effects thead{display:none}#T_effects .col0{order:-2}#T_effects .col7{order:-1}
 #T_effects tr{border:1px solid #ddd;border-radius:.5rem;padding:.5rem .8rem;margin:.35rem 0}
 #T_effects td{border:0;padding:.12rem 0;display:flex;justify-content:space-between;gap:1rem;text-align:right}
-#T_effects td::before{content:attr(data-label);color:#666;text-align:left;font-weight:400;flex:none}
+#T_effects td::before{content:attr(data-label);color:#666;text-align:left;font-weight:400;white-space:normal}
+
 #T_effects .col0{display:block;text-align:left;font-weight:600}#T_effects .col0::before{content:none}
-#T_effects small{display:block;font-weight:400}
+#T_effects small{display:block;font-weight:400}#T_effects .col1,#T_effects .col2{white-space:nowrap}
+#T_effects .col6{display:none}
 #T_pairs .col3,#T_pairs .col4,#T_pairs .col5,#T_pairs .col6{display:none}
 }
 """
@@ -712,8 +735,9 @@ def _fragment(summary: Summary, *, title: bool = True) -> str:
     worst = "".join(f"<p>{escape(line)}</p>" for line in summary.worst())
     others = "".join(f"<p><b>{escape(t)}</b>: {_lines(told(r))}</p>" for t, r in report.others.items())
     words = "".join(f"<li>{escape(line)}</li>" for line in summary.words())
+    answers = "<br>".join(f"<b>{question}</b> {escape(answer)}" for question, answer in summary.answers())
     return (
-        f"<div><p>{name}{escape(summary.headline())}</p>{_effects_table(summary)}{worst}{others}"
+        f"<div><p>{name}</p><p>{answers}</p>{_effects_table(summary)}{worst}{others}"
         f'<ul style="opacity:.8;font-size:.9em">{words}</ul></div>'
     )
 
@@ -731,7 +755,8 @@ def _page(report: Report) -> str:
         for k, panel in enumerate(report._panels())
     )
     parts = [
-        f"<h1>{title}</h1><p>{badges}</p><p>{escape(summary.headline())}</p>",
+        f"<h1>{title}</h1><p>{badges}</p>",
+        *(f'<p class="answer"><b>{q}</b> {escape(answer)}</p>' for q, answer in summary.answers()),
         f"<h2>Effects</h2>{_labelled(_effects_table(summary), summary.columns)}",
         _disagreements(report),
         others,
@@ -750,12 +775,12 @@ def _disagreements(report: Report) -> str:
     if "rectangle gap" not in report.effects:
         return ""
     frame = report.pairs().head(_PAIRS_ON_PAGE)
-    sites = [f"{one} × {other}" for one, other in zip(frame["site_0"], frame["site_1"], strict=True)]
+    sites = [f"{_called(one)}, {_called(other)}" for one, other in zip(frame["site_0"], frame["site_1"], strict=True)]
     table = pd.DataFrame(
         {
             "pair": sites,
             "mean gap, nats": frame["weighted"].map(number),
-            "odds differ by": frame["weighted"].map(lambda gap: f"×{_odds(gap)}"),
+            "odds differ": frame["weighted"].map(lambda gap: f"×{_odds(gap)}"),
             "uniform mean": frame["uniform"].map(number),
             "largest": frame["largest"].map(number),
             "floor": frame["floor"].map(number),
@@ -778,10 +803,10 @@ def _labelled(table: str, columns: Iterable[str]) -> str:
 def _png(report: Report, panel: Callable[[Any, Any], None]) -> str:
     from flexgen.plots import Picture
 
-    figure = Picture(figsize=(5.2, 4.4), layout="constrained")
+    figure = Picture(figsize=(4.2, 3.7), layout="constrained")  # no larger: a phone shows it 3.6 inches wide
     panel(figure.subplots(), report)
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=150)
+    figure.savefig(picture, format="png", dpi=200)
     return base64.b64encode(picture.getvalue()).decode()
 
 

@@ -2,8 +2,8 @@
 
 All diagnostics of networks are sums of one-site log-probabilities. What they cost is rows through the network: a row is
 a set of observed sites with its values, and its answer holds the distribution of every other site, at every value.
-`SiteAnswers` finds the distinct rows among all requests, evaluates each once, and reads every target off it. `check_answers`
-asks a few questions first, to see whether the answers are conditional probabilities at all.
+`SiteAnswers` finds the distinct rows among all requests, evaluates each once, and reads every target off it.
+`check_answers` evaluates a few queries first, to see whether the answers are conditional probabilities at all.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Values:
 
     @classmethod
     def wanted(cls, values: Values | None, answers: SiteAnswers, pool: Tensor | None = None) -> Values:
-        """The default of an optional argument: draws from the model where it has marginals, otherwise values of data rows."""
+        """`values`, or the default: draws from the model where it has marginals, otherwise values of data rows."""
         if values is not None and not isinstance(values, Values):
             raise FlexgenError("values", f"is {kind_of(values)}", "Pass flexgen.compatibility.Values(...), or None.")
         if pool is not None:
