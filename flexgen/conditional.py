@@ -37,6 +37,7 @@ __all__ = [
     "HasMarginals",
     "MarginalConditional",
     "Marginals",
+    "absent_in",
     "check_marginals",
 ]
 
@@ -224,6 +225,15 @@ class MarginalConditional:
             draw = self.marginals(x, step).sample(generator=generator)
             x = torch.where(step.target, draw.to(x.dtype), x)
         return x.clone() if not query.target.any() else x
+
+
+def absent_in(conditional: Any, x: Tensor) -> Tensor:
+    """Sites behind the ends of rows, bool ``[B, N]``, where a conditional knows such: ``absent(x)``.
+
+    They count as observed: to draw one would make its row longer.
+    """
+    find: Callable[[Tensor], Tensor] | None = getattr(conditional, "absent", None)
+    return torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device) if find is None else find(x)
 
 
 def _checked(answer: Callable[..., Any]) -> Callable[..., Any]:

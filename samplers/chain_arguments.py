@@ -9,22 +9,13 @@ import torch
 from torch import Tensor
 
 from flexgen.checks import kind_of, whole_number
-from flexgen.conditional import Conditional
 from flexgen.errors import FlexgenError, SpaceError
 from flexgen.query import Query
 from flexgen.space import Space
 from samplers.observers import Observer
 from samplers.results import ChainState
 
-__all__ = [
-    "agree_on_chains",
-    "check_clamped",
-    "check_start",
-    "refuse_absent",
-    "refuse_beside_state",
-    "refuse_missing",
-    "require_run",
-]
+__all__ = ["agree_on_chains", "check_clamped", "check_start", "refuse_beside_state", "refuse_missing", "require_run"]
 
 
 def require_run(
@@ -117,19 +108,4 @@ def refuse_missing(x: Tensor, where: Tensor | None, space: Space) -> None:
             f"holds NaN at chain {row}, site {space.names[site]!r}",
             "Every site is conditioned on in turn and needs a value: pass clamped=~x.isnan() and initialise=True to "
             "draw the missing ones.",
-        )
-
-
-def refuse_absent(conditional: Conditional, x: Tensor, clamped: Tensor) -> None:
-    """Of rows of different lengths: a free site behind the end of its row would be drawn, and the row be longer."""
-    find = getattr(conditional, "absent", None)
-    if find is None:
-        return
-    free = find(x) & ~clamped
-    if free.any():
-        row, site = (int(i) for i in free.nonzero()[0])
-        raise FlexgenError(
-            "clamped" if clamped.any() else "x",
-            f"leaves site {site} of chain {row} free, which is absent from its row",
-            "Clamp what is absent: clamped=conditional.absent(x), with | for what else is to stay.",
         )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from flexgen import rng
 from flexgen.checks import randomness, renamed
-from flexgen.conditional import CanSample, Conditional
+from flexgen.conditional import CanSample, Conditional, absent_in
 from flexgen.errors import FlexgenError, UnsupportedQueryError
 from flexgen.query import Query
 from flexgen.rng import Randomness, Streams
@@ -26,7 +26,6 @@ from samplers.chain_arguments import (
     agree_on_chains,
     check_clamped,
     check_start,
-    refuse_absent,
     refuse_beside_state,
     refuse_missing,
     require_run,
@@ -229,7 +228,8 @@ class ChainSampler(ABC):
         refuse_missing(x, clamped if initialise else None, space)
         space.validate(x, where=clamped if initialise else None)
         if not initialise:
-            refuse_absent(self.conditional, x, clamped)
+            absent = absent_in(self.conditional, x)
+            clamped = clamped | absent if bool(absent.any()) else clamped
         x = x.repeat_interleave(replicas, 0)
         if clamped.ndim == 2:
             clamped = clamped.repeat_interleave(replicas, 0)

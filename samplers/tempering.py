@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flexgen import rng
-from flexgen.conditional import CategoricalMarginals, Conditional, HasMarginals, MarginalConditional
+from flexgen.conditional import CategoricalMarginals, Conditional, HasMarginals, MarginalConditional, absent_in
 from flexgen.errors import FlexgenError, UnsupportedQueryError
 from flexgen.query import Query
 from flexgen.rng import Streams
@@ -46,6 +46,10 @@ class TemperedConditional(MarginalConditional):
     @property
     def space(self) -> Space:
         return self.conditional.space
+
+    def absent(self, x: Tensor) -> Tensor:
+        """Where rows of different lengths have ended, as the conditional says."""
+        return absent_in(self.conditional, x)
 
     def marginals(self, x: Tensor, query: Query) -> CategoricalMarginals:
         marginals = self.conditional.marginals(x, query)

@@ -7,7 +7,7 @@ import copy
 import math
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,20 +126,14 @@ class MaskedLanguageModel(nn.Module, MarginalConditional):
                 transformers would fill with random numbers.
         """
         transformers = import_transformers()
-        if out_of_reach := _why_out_of_reach(name_or_path, options):
-            options["local_files_only"] = True
+        source = _folder_or_hub(name_or_path, options)
         shared = {name: options[name] for name in ("revision", "cache_dir", "local_files_only") if name in options}
         try:
             model, loaded = transformers.AutoModelForMaskedLM.from_pretrained(
-                name_or_path, dtype=dtype, output_loading_info=True, **options
+                source, dtype=dtype, output_loading_info=True, **options
             )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(name_or_path, **shared)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **shared)
         except (OSError, ValueError, SafetensorError) as error:
-            if out_of_reach and isinstance(error, OSError):
-                problem = f"{str(name_or_path)!r} is neither a folder nor in the cache, and the hub is {out_of_reach}"
-                raise CheckpointError(
-                    "name_or_path", problem, "Name a folder, or load it once with the hub."
-                ) from error
             reason = " ".join(str(error).split()).partition(" Model type should be one of")[0][:300].rstrip(".")
             problem = f"{str(name_or_path)!r} cannot be loaded as a masked language model: {reason}"
             fix = "Name a folder or a model of the hub that AutoModelForMaskedLM loads."
@@ -366,36 +360,45 @@ def _require_masked(model: nn.Module) -> None:
         raise FlexgenError("model", problem, "Pass a masked language model, as AutoModelForMaskedLM loads it.")
 
 
-def _why_out_of_reach(name_or_path: Any, options: dict[str, Any]) -> str:
-    """Why the hub does not answer for this name, or nothing if it does or is not needed.
+def _folder_or_hub(name_or_path: Any, options: Mapping[str, Any]) -> str:
+    """Where transformers is to load from: a folder, that of the cache if the hub does not answer, or a name of the hub.
 
-    Asked once and without retries, of which transformers makes so many that it takes a minute to say so.
+    The hub is asked once. Transformers would try again for most of a minute, for some files even with
+    ``local_files_only=True``.
 
     Raises:
-        CheckpointError: a folder that does not exist.
+        CheckpointError: a folder that does not exist, or a name that is in no cache while the hub is out of reach.
     """
     if not isinstance(name_or_path, str | os.PathLike):
         raise CheckpointError("name_or_path", f"is {kind_of(name_or_path)}", "Pass a folder or a name of the hub.")
-    if Path(name_or_path).exists() or options.get("local_files_only"):
-        return ""
+    name, revision = os.fspath(name_or_path), options.get("revision")
+    if Path(name).exists():
+        return name
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    name = os.fspath(name_or_path)
+    problem = f"{name!r} does not exist"
     try:
         huggingface_hub.utils.validate_repo_id(name)  # type: ignore[attr-defined]
+        if options.get("local_files_only"):
+            reason = "not asked: local_files_only=True"
+        else:
+            url = huggingface_hub.hf_hub_url(name, "config.json", revision=revision)
+            huggingface_hub.get_hf_file_metadata(url, token=options.get("token"), timeout=10)
+            return name
     except HFValidationError as error:
-        raise CheckpointError(
-            "name_or_path", f"{name!r} does not exist", "Name a folder, or a model of the hub."
-        ) from error
-    try:
-        url = huggingface_hub.hf_hub_url(name, "config.json", revision=options.get("revision"))
-        huggingface_hub.get_hf_file_metadata(url, token=options.get("token"), timeout=10)
+        raise CheckpointError("name_or_path", problem, "Name a folder, or a model of the hub.") from error
     except HfHubHTTPError:
-        return ""  # it answers, if with a refusal, which transformers explains
+        return name  # the hub answers, if with a refusal, which transformers explains
     except Exception as error:  # of whichever client the hub's library uses
-        return f"out of reach ({' '.join(str(error).split())[:100].rstrip('.')})"
-    return ""
+        reason = f"out of reach ({' '.join(str(error).split())[:100].rstrip('.')})"
+    try:
+        return huggingface_hub.snapshot_download(
+            name, revision=revision, cache_dir=options.get("cache_dir"), local_files_only=True
+        )
+    except LocalEntryNotFoundError as error:
+        problem = f"{name!r} is neither a folder nor in the cache, and the hub is {reason}"
+        raise CheckpointError("name_or_path", problem, "Name a folder, or load it once with the hub.") from error
 
 
 def _texts(texts: str | Sequence[str]) -> Sequence[str]:

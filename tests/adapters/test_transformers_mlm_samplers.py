@@ -10,10 +10,10 @@ from scipy import stats
 from torch import Tensor
 
 from flexgen import exact
-from flexgen.errors import FlexgenError
 from flexgen.exact import kernels
 from flexgen.query import Query
 from samplers import GibbsSampler, MetropolisSampler, any_order, parallel, scans
+from samplers.tempering import ParallelTempering, TemperedConditional
 from tests.adapters.tiny_mlm import by_hand, network, tiny
 from tests.conditionals import generator
 
@@ -105,20 +105,32 @@ def test_rows_of_different_lengths_in_one_batch_of_chains() -> None:
     assert {len(text) for text in mlm.decode(result.draws[-1])} == {4, 2, 1}
 
 
-def test_chains_that_would_lengthen_rows_are_refused() -> None:
+def test_absent_sites_stay_absent_without_being_clamped() -> None:
+    """Every sampler of chains, over the adapter and over what wraps it."""
     mlm = tiny(4, variable_length=True)
-    x = mlm.encode(["ABCA", "AB"])
-    gibbs = GibbsSampler(mlm, scan=scans.systematic())
-    with pytest.raises(FlexgenError, match=r"^x: leaves site 2 of chain 1 free, which is absent from its row\. Clamp"):
-        gibbs.run(x=x, draws=1, generator=0)
-    clamped = torch.tensor([True, False, True, False])
-    with pytest.raises(FlexgenError, match=r"^clamped: leaves site 3 of chain 1 free"):
-        gibbs.run(x=x, clamped=clamped, draws=1, generator=0)
-    with pytest.raises(FlexgenError, match=r"^x: leaves site 2 of chain 1 free"):
-        MetropolisSampler(mlm, any_order.energy(mlm, torch.arange(4)), scan=scans.systematic()).run(x=x, draws=1)
-    gibbs.run(x=x, clamped=clamped | mlm.absent(x), draws=1, generator=0)
-    full = gibbs.run(x=x, clamped=torch.tensor([True, True, False, False]), initialise=True, draws=1, generator=0)
-    assert {len(text) for text in mlm.decode(full.draws[-1])} == {4}  # what is asked for
+    x = mlm.encode(["ABCA", "AB", "C"])
+    scan = scans.systematic()
+
+    def energy(x: Tensor) -> Tensor:
+        return -mlm.log_prob(x, mlm.rest(x))
+
+    samplers = [
+        GibbsSampler(mlm, scan=scan),
+        GibbsSampler(mlm, scan=scans.blocked([[0, 3], [1, 2]])),
+        GibbsSampler(TemperedConditional(mlm, 0.5), scan=scan),
+        MetropolisSampler(mlm, energy, scan=scan),
+        ParallelTempering(mlm, energy, betas=[1.0, 0.5], scan=scan),
+    ]
+    for sampler in samplers:
+        for clamped in (None, torch.tensor([False, True, False, False])):
+            result = sampler.run(x=x, clamped=clamped, draws=6, generator=0)
+            assert torch.equal(mlm.absent(result.draws.flatten(0, 1)), mlm.absent(x).repeat(6, 1))
+            free = ~result.state.clamped
+            assert (result.draws != x)[:, free[:: len(free) // 3]].any(), "present sites move"
+    more = samplers[0].run(state=samplers[0].run(x=x, draws=1, generator=0).state, draws=5)
+    assert [len(text) for text in mlm.decode(more.draws[-1])] == [4, 2, 1]
+    drawn = samplers[0].run(x=x, initialise=True, draws=1, generator=0)
+    assert {len(text) for text in mlm.decode(drawn.draws[-1])} == {4}  # a start of its own: every free site is drawn
 
 
 def test_a_short_row_has_the_likelihood_that_it_has_alone() -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import re
+import socket
 import sys
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import peft
 import pytest
 import torch
@@ -176,30 +176,41 @@ def test_folders_that_hold_no_model_are_refused(tmp_path: Path) -> None:
         MaskedLanguageModel.from_pretrained(tmp_path, num_sites=4)
 
 
-def test_a_hub_out_of_reach_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The hosts that are looked for, none of which is there."""
+    hosts: list[str] = []
 
-    def nowhere(*name: str, **_: Any) -> str:
-        asked.append(name)
-        return "http://127.0.0.1:9/config.json"  # the port that discards
+    def nowhere(host: str, *_: Any, **__: Any) -> Any:
+        hosts.append(host)
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_url", nowhere)
+    monkeypatch.setattr(socket, "getaddrinfo", nowhere)
+    return hosts
+
+
+def test_a_hub_out_of_reach_is_said_at_once(tmp_path: Path, asked: list[str]) -> None:
     said = r"^name_or_path: 'some/model' is neither a folder nor in the cache, and the hub is out of reach \(.*\)\. "
     with pytest.raises(CheckpointError, match=said):
         MaskedLanguageModel.from_pretrained("some/model", num_sites=4, cache_dir=tmp_path)
-    assert asked == [("some/model", "config.json")]
+    assert 1 <= len(asked) <= 2  # one request; its client may look the host up twice
+    before = len(asked)
+    with pytest.raises(CheckpointError, match=r"and the hub is not asked: local_files_only=True\. Name a folder, or"):
+        MaskedLanguageModel.from_pretrained("some/model", num_sites=4, cache_dir=tmp_path, local_files_only=True)
+    assert len(asked) == before
 
 
-def test_without_the_hub_its_cache_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub, "hf_hub_url", lambda *_, **__: "http://127.0.0.1:9/config.json")
+@pytest.mark.parametrize("options", [{}, {"local_files_only": True}, {"revision": "main"}])
+def test_without_the_hub_its_cache_serves(tmp_path: Path, asked: list[str], options: dict[str, Any]) -> None:
     snapshot = tmp_path / "models--some--model" / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
     network().save_pretrained(snapshot)
     tokenizer().save_pretrained(snapshot)
     (tmp_path / "models--some--model" / "refs").mkdir()
     (tmp_path / "models--some--model" / "refs" / "main").write_text("0" * 40)
-    mlm = MaskedLanguageModel.from_pretrained("some/model", num_sites=4, alphabet="ABC", cache_dir=tmp_path)
+    mlm = MaskedLanguageModel.from_pretrained("some/model", num_sites=4, alphabet="ABC", cache_dir=tmp_path, **options)
     assert mlm.decode(mlm.encode("ABCA")) == ["ABCA"]
+    assert len(asked) <= (0 if options.get("local_files_only") else 2)
 
 
 def adapted() -> Any:

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from flexgen import rng
 from flexgen.checks import whole_number
 from flexgen.compatibility.networks.effects import Cost
-from flexgen.conditional import CategoricalMarginals, Conditional, HasLogProb, HasMarginals, Marginals
+from flexgen.conditional import CategoricalMarginals, Conditional, HasLogProb, HasMarginals, Marginals, absent_in
 from flexgen.errors import FlexgenError, UnsupportedQueryError
 from flexgen.query import Query
 
-__all__ = ["Requests", "SiteAnswers", "SiteDistributions", "absent_in", "check_answers", "on_grid", "present_in"]
+__all__ = ["Requests", "SiteAnswers", "SiteDistributions", "check_answers", "on_grid", "present_in"]
 
 _ENTRIES_AT_ONCE = 1 << 24  # numbers in the answers of one batch: 64 MiB in float32
 _LARGEST_BATCH = 4096
@@ -253,12 +253,6 @@ class SiteAnswers:
 def present_in(x: Tensor) -> Tensor:
     """Which entries of data rows are there, bool ``[R, N]``: all that are not NaN."""
     return ~x.isnan() if x.is_floating_point() else torch.ones_like(x, dtype=torch.bool)
-
-
-def absent_in(conditional: Conditional, x: Tensor) -> Tensor:
-    """Sites behind the ends of rows, bool ``[B, N]``, where a conditional knows such (``absent(x)``)."""
-    find: Callable[[Tensor], Tensor] | None = getattr(conditional, "absent", None)
-    return torch.zeros(x.shape, dtype=torch.bool, device=x.device) if find is None else find(x)
 
 
 def on_grid(part: Tensor, row: Tensor, slot: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from flexgen import rng
 from flexgen.checks import whole_number
 from flexgen.compatibility.networks.circulation import subsets
-from flexgen.compatibility.networks.sites import absent_in, present_in
+from flexgen.compatibility.networks.sites import present_in
 from flexgen.compatibility.networks.values import values_from_pool
-from flexgen.conditional import CategoricalMarginals, HasMarginals, Marginals
+from flexgen.conditional import CategoricalMarginals, HasMarginals, Marginals, absent_in
 from flexgen.errors import DataError, FlexgenError, UnsupportedQueryError
 from flexgen.networks.modes import evaluating
 from flexgen.query import Query
