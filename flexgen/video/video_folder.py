@@ -13,7 +13,7 @@ import numpy.typing as npt
 from flexgen.checks import renamed
 from flexgen.data.video_files import VideoWriter, contact_sheet
 from flexgen.errors import CheckpointError
-from flexgen.video.store_folder import SIDECAR
+from flexgen.video.storage import SIDECAR
 
 __all__ = ["PLAN_FILE", "SHEET_FILE", "VIDEO_FILE", "errors_of", "remove", "write_sheet", "write_video", "writing"]
 
