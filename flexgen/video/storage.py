@@ -107,6 +107,8 @@ class FrameStore:
         saving.refuse_links(folder, [FRAMES, SIDECAR, _OPENING, _WRITING])
         with saving.writing("folder", folder):
             folder.mkdir(parents=True, exist_ok=True)
+            if not (folder / SIDECAR).exists():
+                _require_ours(folder)  # before the lock leaves a file there
             with _locked(folder / _OPENING, wait=True):  # several processes may open the store of one job
                 if anew or not (folder / SIDECAR).exists():
                     _create(folder, blank, observed_frames)
@@ -420,8 +422,8 @@ def _blank_sidecar(
     return _Sidecar(sizes, kind.str, numbers, content, checksums)
 
 
-def _create(folder: Path, blank: _Sidecar, observed_frames: Frames | None) -> None:
-    """Makes the frames' file under another name, then the sidecar, which says that it is whole: that is the switch."""
+def _require_ours(folder: Path) -> bool:
+    """Nothing foreign is in a folder where a store is to begin; whether there is an old store."""
     is_store = _is_ours(folder / SIDECAR)
     for entry in sorted(folder.iterdir()):
         if entry.name in (_OPENING, _WRITING) or _PARTIAL.fullmatch(entry.name):
@@ -430,6 +432,12 @@ def _create(folder: Path, blank: _Sidecar, observed_frames: Frames | None) -> No
             why = "is of another making" if is_store else f"no {SIDECAR} of a store: it is no store of frames"
             problem = f"{folder} holds {entry.name!r} and {why}"
             raise CheckpointError("folder", problem, "Name a new or an empty folder.")
+    return is_store
+
+
+def _create(folder: Path, blank: _Sidecar, observed_frames: Frames | None) -> None:
+    """Makes the frames' file under another name, then the sidecar, which says that it is whole: that is the switch."""
+    is_store = _require_ours(folder)
     for entry in folder.iterdir():  # what killed processes left, except what the store that is there waits for
         if _PARTIAL.fullmatch(entry.name) and not is_store:
             entry.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -9,6 +10,7 @@ import re
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -223,6 +225,55 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     store.mark_done([written])
     open_store(store.folder).verify()
     assert open_store(store.folder).done == {0, 1}
+
+
+def test_every_flipped_bit_of_the_sidecar_is_found(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "s")
+    store.mark_done([store.write(3, [2, 5], some(2))], notes={"draws": {"3": 1}})
+    sidecar = store.folder / "frames.json"
+    whole, dice = sidecar.read_bytes(), np.random.default_rng(0)
+    for place, bit in zip(dice.integers(len(whole), size=200), dice.integers(8, size=200), strict=True):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << bit
+        sidecar.write_bytes(flipped)
+        with pytest.raises(CheckpointError, match=r"frames\.json (cannot be read|has format)"):
+            FrameStore.existing(store.folder)
+    sidecar.write_bytes(whole)
+    FrameStore.existing(store.folder).verify()
+
+
+@pytest.mark.parametrize("calls", range(12))
+def test_a_store_is_replaced_by_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
+    """Stopped anywhere, the folder holds the old store or the new one."""
+    old = open_store(tmp_path / "s")
+    old.mark_done([old.write(0, [1], some(1))])
+    left = calls
+
+    def counted(call: Callable) -> Callable:
+        def wrapper(*arguments: object, **options: object) -> object:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt  # also of what would clean up
+            return call(*arguments, **options)
+
+        return wrapper
+
+    with monkeypatch.context() as patched:
+        for place, name in ((os, "fsync"), (os, "pwrite"), (Path, "replace"), (Path, "unlink"), (Path, "write_text")):
+            patched.setattr(place, name, counted(getattr(place, name)))
+        with contextlib.suppress(KeyboardInterrupt):
+            open_store(tmp_path / "s", shape=(12, 4, 4, 3), anew=True)
+    found = FrameStore.existing(tmp_path / "s")
+    found.verify()
+    assert (found.shape[0], found.done) in ((9, {0}), (12, set()))
+    assert np.array_equal(found.read([0, 8]), GIVEN)
+    again = open_store(tmp_path / "s", shape=(12, 4, 4, 3), anew=True)
+    assert again.shape[0] == 12
+    assert {path.name for path in (tmp_path / "s").iterdir()} - {"frames.npy", "frames.json", ".opening"} == {
+        path.name
+        for path in (tmp_path / "s").glob(".frames.*.partial.json")  # of this process, which lives on
+    }
 
 
 def test_a_real_limit_on_file_size_is_told(tmp_path: Path) -> None:
