@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help setup demo mazes notebooks wheel test lint format slow clean
+.PHONY: help setup demo mazes notebooks wheel test kill lint format slow clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -50,6 +50,9 @@ test: lint  ## Lint, types and the default test tier
 
 slow: $(READY)  ## The long tests as well
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu"
+
+kill: $(READY)  ## Kill everything that is saved or resumed a hundred times each, and see what is found
+	$(BIN)/python -m tests.kill.kills --kills 100
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,17 +25,17 @@ from flexgen.video.given import given_frames, given_places
 from flexgen.video.options import seed_or_source
 from flexgen.video.sampling import WindowSampler
 from flexgen.video.storage import FrameStore
-from flexgen.video.video_folder import (
-    PLAN_FILE,
+from flexgen.video_folder import (
     SHEET_FILE,
     VIDEO_FILE,
     errors_of,
-    remove,
-    write_sheet,
-    write_video,
-    writing,
+    read_plan,
+    require_ours,
+    start_anew,
+    walked_plan,
+    write_pictures,
+    write_plan,
 )
-from flexgen.video_plan_file import read_plan, walked_plan, write_plan
 from samplers import frames as plans
 from samplers.executor import execute, resample
 from samplers.frames import AdaptivePlan, Plan
@@ -187,7 +188,7 @@ class VideoPipeline:
             fps: of the video file.
             batch_size: windows of a wave evaluated at once; 1 suits a CPU. Another size may round a pixel otherwise.
             progress: show a bar.
-            overwrite: remove the video that is in `output_dir`, and make this one from the start.
+            overwrite: remove the video that is in `output_dir`, and make this one from the start. Other files stay.
             callback_on_step_end: called with the number of each denoising step and the targets' values then.
 
         Raises:
@@ -223,28 +224,30 @@ class VideoPipeline:
         folder = Path(tempfile.mkdtemp(prefix="flexgen-")) if output_dir is None else Path(output_dir)
         try:
             with errors_of(folder):
+                team.first(lambda: require_ours(folder))
+                open_store = partial(
+                    FrameStore.open,
+                    folder / "frames",
+                    shape=(num_frames, *self.backbone.frame_shape),
+                    observed=sorted(index),
+                    observed_frames=observed[order],
+                    request=model.settings(),
+                )
                 if overwrite:
-                    team.first(lambda: remove(folder))
-                with writing(folder):
-                    store = FrameStore.open(
-                        folder / "frames",
-                        shape=(num_frames, *self.backbone.frame_shape),
-                        observed=sorted(index),
-                        observed_frames=observed[order],
-                        request=model.settings(),
-                    )
+                    team.first(lambda: start_anew(folder, open_store))
+                store = open_store()
                 # What is there may be of a video that this call is no repetition of: it stays until that is known.
-                team.first(lambda: write_plan(folder / PLAN_FILE, chosen, store, replace=False))
+                team.first(lambda: write_plan(folder, chosen, store, replace=False))
                 execute(model, chosen, store, seed=rng.seed_from(generator), batch_size=batch_size, progress=progress)
-                team.first(lambda: write_plan(folder / PLAN_FILE, chosen, store, replace=True))
+                team.first(lambda: write_plan(folder, chosen, store, replace=True))
             video = sheet = None
             frames: Any = store.frames()
             if output_dir is None:
                 frames = np.array(frames)
             else:
-                sheet = team.first(lambda: write_sheet(frames, folder / SHEET_FILE, index))
-                if output_type == "mp4":
-                    video = team.first(lambda: write_video(frames, folder / VIDEO_FILE, fps))
+                is_shown = output_type == "mp4"
+                team.first(lambda: write_pictures(folder, frames, index, fps=fps if is_shown else None))
+                sheet, video = folder / SHEET_FILE, folder / VIDEO_FILE if is_shown else None
             walked = walked_plan(chosen, store)
         finally:
             team.close()
@@ -278,8 +281,9 @@ class VideoPipeline:
         """
         folder, fps = folder_path("output_dir", output_dir), whole_number("fps", fps, 1, DataError)
         with errors_of(folder):
+            require_ours(folder)
             store = FrameStore.existing(folder / "frames")
-            plan = read_plan(folder / PLAN_FILE)
+            plan = read_plan(folder)
             if isinstance(plan, AdaptivePlan) and len(store.notes.get("windows", ())) < plan.num_evaluations:
                 problem = f"{str(folder)!r} holds a video that is not finished"
                 raise CheckpointError("output_dir", problem, "Repeat the call that began it.")
@@ -295,11 +299,11 @@ class VideoPipeline:
                 batch_size=batch_size,
                 progress=progress,
             )
-        frames, video, team = store.frames(), None, Team()
-        sheet = team.first(lambda: write_sheet(frames, folder / SHEET_FILE, plan.observed))
-        if (folder / VIDEO_FILE).exists():
-            video = team.first(lambda: write_video(frames, folder / VIDEO_FILE, fps))
+        frames, team = store.frames(), Team()
+        is_shown = team.first((folder / VIDEO_FILE).exists)
+        team.first(lambda: write_pictures(folder, frames, plan.observed, fps=fps if is_shown else None))
         team.close()
+        sheet, video = folder / SHEET_FILE, folder / VIDEO_FILE if is_shown else None
         evaluations = plan.evaluations_per_frame(model.evaluations_per_window, cached=model.cached)
         return VideoOutput(frames, walked_plan(plan, store), folder, video, sheet, evaluations)
 

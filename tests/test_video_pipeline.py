@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from flexgen import saving
 from flexgen.errors import CheckpointError, ConfigError, DataError, FlexgenError, PlanError
 from flexgen.networks.frame_unet import FrameUNet
 from flexgen.video.backbone import VideoBackbone
@@ -244,6 +247,76 @@ def test_a_video_made_anew_leaves_all_else(pipe: VideoPipeline, tmp_path: Path) 
     with pytest.raises(CheckpointError):
         pipe(observed(), num_frames=12, num_inference_steps=2, generator=6, output_dir=other.parent, overwrite=True)
     assert (other / "mine.png").exists()
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "name", ["video.mp4", "plan.json", "contact_sheet.png", "frames/frames.npy", "frames/mine.png"]
+)
+def test_foreign_files_are_refused_before_anything_is_deleted(pipe: VideoPipeline, tmp_path: Path, name: str) -> None:
+    how = {"num_frames": 12, "num_inference_steps": 2, "generator": 6}
+    pipe(observed(), **how, output_dir=tmp_path / "there", output_type="np")
+    for folder in (tmp_path / "there", tmp_path / "new"):
+        saving.remove_files(folder, [name])
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"precious")
+    if name == "frames/frames.npy":
+        (tmp_path / "there" / "frames" / "frames.json").unlink()  # else it is a store's, and damaged
+    before = contents(tmp_path)
+    for folder in (tmp_path / "there", tmp_path / "new"):
+        with pytest.raises(CheckpointError, match=rf"output_dir: .*holds '{Path(name).name}'"):
+            pipe(observed(), **how, output_dir=folder, overwrite=True)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["video.mp4", "plan.json", "frames", "frames/frames.npy", "frames/frames.json"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_links_are_not_followed(pipe: VideoPipeline, tmp_path: Path, name: str, overwrite: bool) -> None:
+    how = {"num_frames": 12, "num_inference_steps": 2, "generator": 6}
+    folder = tmp_path / "video"
+    pipe(observed(), **how, output_dir=folder)
+    target = tmp_path / "precious"
+    if (folder / name).exists():
+        (folder / name).rename(target)
+    else:
+        target.write_text("precious")
+    (folder / name).symlink_to(target)
+    before = contents(tmp_path)
+    with pytest.raises(CheckpointError, match=rf"output_dir: .*holds '{name}', a link, where flexgen writes its own"):
+        pipe(observed(), **{**how, "generator": 7}, output_dir=folder, overwrite=overwrite)
+    assert contents(tmp_path) == before
+
+
+def test_a_full_disk_leaves_the_old_video(pipe: VideoPipeline, tmp_path: Path) -> None:
+    how = {"num_frames": 40, "num_inference_steps": 1, "plan": "autoregressive", "output_dir": tmp_path}
+    pipe(observed(), **how, generator=5)
+    before, limit = contents(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size, text in ((4000, "no room for the video's 40 frames"), (9000, "contact_sheet.png' cannot be written")):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limit[1]))
+        try:
+            with pytest.raises(FlexgenError, match=rf"output_dir: .*{text}.*Make room"):
+                pipe(observed(), **how, generator=6, overwrite=True)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        if "40 frames" in text:
+            assert contents(tmp_path) == before
+    assert pipe(observed(), **how, generator=6).contact_sheet.is_file()  # goes on
+
+
+def test_a_video_of_an_earlier_version_goes_on(pipe: VideoPipeline, tmp_path: Path) -> None:
+    """Without a manifest, and without a checksum of the sidecar."""
+    how = {"num_frames": 12, "num_inference_steps": 2, "generator": 5, "output_dir": tmp_path}
+    first = np.array(pipe(observed(), **how).frames)
+    sidecar = tmp_path / "frames" / "frames.json"
+    content = json.loads(sidecar.read_text())
+    plain = {name: content[name] for name in content if name not in ("waiting", "sha256")}
+    sidecar.write_text(json.dumps({**plain, "format": 1}))
+    (tmp_path / saving.MANIFEST).unlink()
+    assert np.array_equal(pipe(observed(), **how).frames, first)
+    assert saving.saved_files(tmp_path) == {"plan.json", "contact_sheet.png"}
 
 
 def test_one_window_drawn_again(pipe: VideoPipeline, tmp_path: Path) -> None:

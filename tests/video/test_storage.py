@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from flexgen.errors import CheckpointError, FlexgenError
-from flexgen.video import frame_file, sidecar
+from flexgen.video import storage
 from flexgen.video.storage import FrameStore
 
 GIVEN = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
@@ -80,7 +83,12 @@ def test_frames_reach_the_disk_before_their_mark(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(Path, "replace", lambda a, b: (events.append(Path(f"-> {b.name}")), replace(a, b))[1])
     store.mark_done([store.write(0, [1], some(1))])
     names = [event.name for event in events]
-    assert names == ["frames.npy", ".frames.json.partial", "-> frames.json", "s"]
+    assert [re.sub(r"\d+-\w{8}", "PID", name) for name in names] == [
+        "frames.npy",
+        ".frames.PID.partial.json",
+        "-> frames.json",
+        "s",
+    ]
 
 
 @pytest.mark.parametrize("moment", ["while the file is made", "before the sidecar", "before the rename"])
@@ -92,9 +100,9 @@ def test_killed_while_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with monkeypatch.context() as patched:
         if moment == "while the file is made":
             patched.setattr(Path, "unlink", lambda *_, **__: None)  # a killed process cleans nothing up
-            patched.setattr(frame_file, "_write_at", die)
+            patched.setattr(storage, "_write_at", die)
         elif moment == "before the sidecar":
-            patched.setattr(sidecar.Sidecar, "write", die)
+            patched.setattr(storage._Sidecar, "write", die)
         else:
             patched.setattr(Path, "replace", lambda a, b: die() if b.name == "frames.npy" else replace(a, b))
         with pytest.raises(KeyboardInterrupt):
@@ -171,7 +179,7 @@ def test_a_sidecar_of_another_format(tmp_path: Path) -> None:
     store = open_store(tmp_path / "s")
     document = json.loads((store.folder / "frames.json").read_text())
     (store.folder / "frames.json").write_text(json.dumps({**document, "format": 99}))
-    with pytest.raises(CheckpointError, match=r"format 99, and this version of flexgen reads 1. Use the version that"):
+    with pytest.raises(CheckpointError, match=r"format 99, and this version of flexgen reads 2. Use the version that"):
         open_store(store.folder)
 
 
@@ -219,6 +227,55 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert open_store(store.folder).done == {0, 1}
 
 
+def test_every_flipped_bit_of_the_sidecar_is_found(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "s")
+    store.mark_done([store.write(3, [2, 5], some(2))], notes={"draws": {"3": 1}})
+    sidecar = store.folder / "frames.json"
+    whole, dice = sidecar.read_bytes(), np.random.default_rng(0)
+    for place, bit in zip(dice.integers(len(whole), size=200), dice.integers(8, size=200), strict=True):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << bit
+        sidecar.write_bytes(flipped)
+        with pytest.raises(CheckpointError, match=r"frames\.json (cannot be read|has format)"):
+            FrameStore.existing(store.folder)
+    sidecar.write_bytes(whole)
+    FrameStore.existing(store.folder).verify()
+
+
+@pytest.mark.parametrize("calls", range(12))
+def test_a_store_is_replaced_by_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
+    """Stopped anywhere, the folder holds the old store or the new one."""
+    old = open_store(tmp_path / "s")
+    old.mark_done([old.write(0, [1], some(1))])
+    left = calls
+
+    def counted(call: Callable) -> Callable:
+        def wrapper(*arguments: object, **options: object) -> object:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt  # also of what would clean up
+            return call(*arguments, **options)
+
+        return wrapper
+
+    with monkeypatch.context() as patched:
+        for place, name in ((os, "fsync"), (os, "pwrite"), (Path, "replace"), (Path, "unlink"), (Path, "write_text")):
+            patched.setattr(place, name, counted(getattr(place, name)))
+        with contextlib.suppress(KeyboardInterrupt):
+            open_store(tmp_path / "s", shape=(12, 4, 4, 3), anew=True)
+    found = FrameStore.existing(tmp_path / "s")
+    found.verify()
+    assert (found.shape[0], found.done) in ((9, {0}), (12, set()))
+    assert np.array_equal(found.read([0, 8]), GIVEN)
+    again = open_store(tmp_path / "s", shape=(12, 4, 4, 3), anew=True)
+    assert again.shape[0] == 12
+    assert {path.name for path in (tmp_path / "s").iterdir()} - {"frames.npy", "frames.json", ".opening"} == {
+        path.name
+        for path in (tmp_path / "s").glob(".frames.*.partial.json")  # of this process, which lives on
+    }
+
+
 def test_a_real_limit_on_file_size_is_told(tmp_path: Path) -> None:
     code = (
         "import sys; from flexgen.video.storage import FrameStore\nFrameStore.open(sys.argv[1], shape=(100, 64, 64, 3))"
@@ -230,7 +287,7 @@ def test_a_real_limit_on_file_size_is_told(tmp_path: Path) -> None:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert "no room for the video's 100 frames, 1.2 MB (File too large" in done.stderr
-    assert not (tmp_path / "s" / "frames.npy.partial").exists()
+    assert [path.name for path in (tmp_path / "s").iterdir()] == [".opening"]
 
 
 def test_file_systems_that_cannot_reserve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
