@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     block = fg.compatibility.exact_blocks(mlm, x[:1], torch.tensor(BLOCK), labels=letters_of)
     spent(mlm, "block", start)
     tables, effect = block.tables[0], block.effect()
-    laws = {tuple(BLOCK.index(site) for site in order): law for order, law in block.scan_laws(0).items()}
+    laws = {tuple(BLOCK.index(site) for site in order): law for order, law in block.scan_distributions(0).items()}
     laws_and_random = {**laws, "random": fg.compatibility.stationary(tables, "random")}
     print(f"\n{block.check(0)}")
     letters = "".join(TRASTUZUMAB[site] for site in BLOCK)

@@ -117,8 +117,8 @@ def diagnose(
         sites: which to examine, by name or number; default: all.
         margin: nats below which an effect does not matter to you; the verdict may then be "equivalent within margin".
         level: nominal coverage of the intervals.
-        names: what the report calls the sites, N strings, such as ``"3 V"``; default: names of the space.
-        labels: what it calls their categories: a sequence of them for each site, or a mapping of names to them.
+        names: of the sites in the report, N strings, such as ``"3 V"``; default: names of the space.
+        labels: of their categories in the report: a sequence of them for each site, or a mapping of names to them.
             Default: the labels of a table model, tokens of a language model, codes otherwise.
         values: which values of the sites are looked at.
         diagnostics: what is measured; default: `flexgen.compatibility.DIAGNOSTICS`, to which you may add your own.
@@ -128,14 +128,14 @@ def diagnose(
         generator: of rows, pairs, values and orders: a seed or a source. The same one gives the same report.
 
     Returns:
-        A report with the effects that the model can be asked about: rectangles from complete conditionals
+        A report with the effects that the model supports: rectangles from complete conditionals
         and exact blocks; circulations and order gaps where it answers p(x_i | x_C) for any C.
 
     Raises:
         DataError: data that are not the model's rows; fewer than two rows or sites.
         FlexgenError: options that are none; a budget that nothing can be measured with.
-            A model whose answers do not sum to 1 over a site's categories, differ when asked again, or change with
-            the values at unobserved places.
+            A model whose answers do not sum to 1 over a site's categories, differ when a query is repeated, or change
+            with the values at unobserved places.
         UnsupportedQueryError: a model without densities.
     """
     check_margin(margin)
@@ -148,7 +148,7 @@ def diagnose(
     called = _names(space, names)
     examined = _sites(called, sites)
     answers = SiteAnswers(conditional, batch_size=batch_size)
-    values = Values.wanted(values, answers)
+    values = Values.or_default(values, answers)
     seed = checked_seed(generator)
     present = answers.present_in(x)
     chosen = slice(None) if len(x) <= _SAMPLE else _some_rows(len(x), seed)
@@ -232,7 +232,7 @@ def diagnose(
 
 
 def _conditional(model: Any, data: Any) -> tuple[Conditional, Tensor, str, torch.device]:
-    """The conditional, the rows, what to call the model, and its device."""
+    """The conditional, the rows, the model's name, and its device."""
     if isinstance(model, TableModel):
         if not isinstance(data, pd.DataFrame):
             raise DataError("data", f"is {kind_of(data)}", "Pass a data frame with the columns of the table model.")
@@ -241,7 +241,11 @@ def _conditional(model: Any, data: Any) -> tuple[Conditional, Tensor, str, torch
     else:
         if not isinstance(model, Conditional):
             exact = isinstance(model, GaussianConditionals | ConditionalFamily)
-            fix = "Ask check_gaussian or check_tables: it is exact." if exact else "Pass a TableModel or a Conditional."
+            fix = (
+                "Use check_gaussian or check_tables, which are exact."
+                if exact
+                else "Pass a TableModel or a Conditional."
+            )
             raise FlexgenError("model", f"is {kind_of(model)}", fix)
         conditional = model
         x = _encoded(model, data) if _is_text(data) else _tensor(data)
@@ -329,7 +333,7 @@ def _some_rows(num_rows: int, seed: int) -> Tensor:
 def _label(
     model: Any, conditional: Conditional, labels: Labels | None, answers: SiteAnswers
 ) -> Callable[[int, float], str]:
-    """What a value of a site is called."""
+    """The name of a site's value."""
     if labels is not None:
         categories = [part for _, part in site_labels(labels, answers)]
     elif isinstance(model, TableModel):

@@ -8,8 +8,8 @@
 # %%
 import os
 
-import matplotlib.pyplot as plt
 import pandas as pd
+import pictures
 import torch
 from IPython.display import Markdown
 
@@ -17,15 +17,13 @@ import flexgen as fg
 from flexgen.compatibility import check_tables, exact_blocks
 
 QUICK = bool(os.environ.get("FLEXGEN_NOTEBOOK_QUICK"))  # smaller numbers, for tests
-plt.rcParams.update({"figure.dpi": 80, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-INK, RED, BLUE = "#30343f", "#e4572e", "#3a7ca5"
 
 # %% [markdown]
 # ## A real table
 #
 # 442 patients with diabetes. Body mass index and blood pressure are cut into classes, as a clinic would record them, so
-# that the table has both kinds of columns. A hundred patients are kept away from the model: contexts in which it is
-# questioned should not be those it has learned by heart.
+# that the table has both kinds of columns. A hundred patients are held out: the model should not be judged in contexts
+# that it has learned by heart.
 
 # %%
 raw = fg.data.load_table("diabetes")
@@ -59,27 +57,31 @@ report = fg.diagnose(model, held_out, budget=3_000 if QUICK else 20_000, generat
 report
 
 # %% [markdown]
-# **How to read it.** Each line is one kind of disagreement, as a mean of absolute values in nats:
+# **How to read it.** Two questions have an answer each. *Is there a joint?* A network's answers are not random. So one
+# value that rounding cannot explain is enough: no joint has these conditionals, and the verdict is *refuted*. Almost
+# any network is. *How far from one?* The mean effect, its interval, and a size class: negligible below 0.01 nats, small
+# below 0.1, moderate below 1, large above.
 #
-# * **rectangle gap**: given all other columns, p(i | j) and p(j | i) each tell how i and j interact (a log
-#   cross-ratio). A joint has one interaction, so the difference should be zero. This is the test of the *complete*
-#   conditionals, which Gibbs sampling uses.
+# Each line of the table is one kind of disagreement, as a mean of absolute values in nats:
+#
+# * **rectangle gap**: given all other columns, p(i | j) and p(j | i) each have a log odds ratio of i and j. A joint has
+#   one, so the difference should be zero. This compares the *complete* conditionals, which Gibbs sampling uses.
 # * **circulation**: for a random context C, is p(i | C) p(j | C, i) the same as p(j | C) p(i | C, j)? It has two parts:
-#   the **interaction part** is what rectangles see; the **marginal part** is disagreement between questions with
-#   different masks, which Gibbs sampling never notices and the chain rule does.
+#   the **interaction part** is what rectangles see; the **marginal part** is disagreement between conditionals with
+#   different observed sets, which Gibbs sampling never uses and the chain rule does.
 # * **order gap**: log p(row) by the chain rule in one order of the columns, less another. A sum of circulations, and
 #   what you meet when you compare likelihoods.
-# * **block scan divergence**: two or three columns whose every state is asked of the network. For these the laws of
-#   Gibbs sampling are computed, for every order of the scan, and compared: a distance from 0 to 1, not nats.
+# * **block scan divergence**: for two or three columns the conditionals are evaluated at every state, and the
+#   distribution of Gibbs sampling is computed for every order of the scan. The number is the largest total variation
+#   distance between two orders, from 0 to 1, not nats.
 #
 # And the columns of the table:
 #
-# * **by probability** weighs each place by how likely the model makes it; **uniform** counts all alike. If the uniform
-#   mean is much larger, the disagreement sits in states that hardly occur.
+# * **weighted mean**: a value counts by its probability under the model; **uniform mean**: all values count alike. If
+#   the uniform mean is much larger, the disagreement sits in states that hardly occur.
 # * The **intervals** come from differences between patients. Many values of one patient count as one observation.
-# * **floor**: what rounding in float32 could make. **above**: the share of values that rounding cannot explain.
-# * **verdict**: *refuted* if the interval lies above the floor. A network has no sampling noise, so almost any will be
-#   refuted. The question is by how much.
+# * **floor**: what rounding could make; **above floor**: the share of values that rounding cannot explain.
+# * **verdict, size**: *refuted* if a single value is above its floor, and how large the weighted mean is.
 #
 # The picture has the same in four panels.
 
@@ -96,7 +98,7 @@ report.pairs().head(6)[["site_0", "site_1", "weighted", "uniform", "largest"]].r
 
 # %% [markdown]
 # To see what a gap is made of, take all states of sex and pressure in the context of one held-out patient.
-# `exact_blocks` asks the network for them, and the exact tier has the last word, in the table's own labels.
+# `exact_blocks` evaluates the network at all of them, and `check_tables` decides, in the table's own labels.
 
 # %%
 columns = list(df.columns)
@@ -113,32 +115,22 @@ print(held_out.iloc[patient].to_string(), "\n")
 print(checks[patient])
 
 # %% [markdown]
-# Below, the odds of the two sexes as the pressure changes, each said twice: by p(sex | pressure, rest), and by
-# p(pressure | sex, rest) with Bayes' rule. The second leaves one level open (the marginal odds), so both are drawn
+# Below, the odds of the two sexes as the pressure changes, each computed twice: from p(sex | pressure, rest), and
+# from p(pressure | sex, rest) by Bayes' rule. The second leaves one level open (the marginal odds), so both are drawn
 # relative to *low* pressure. Of one joint, each pair of lines would lie on top of each other.
 
 # %%
 levels = ["low", "mid", "high"]
 codes = [list(df["pressure"].cat.categories).index(level) for level in levels]
-figure, axes = plt.subplots(1, 3, figsize=(9, 2.7), sharey=True, layout="constrained")
-for ax, share, word in zip(axes, (0.1, 0.5, 0.9), ("small", "median", "large"), strict=True):
-    k = int(gaps.argsort()[int(share * (len(gaps) - 1))])
-    sex, pressure_of = (table.log() for table in blocks.tables[k].tables)
-    for table, colour, name in ((sex, RED, "from p(sex | pressure)"), (pressure_of, BLUE, "from p(pressure | sex)")):
-        odds = (table[1] - table[0])[codes]
-        ax.plot(levels, odds - odds[0], "o-", color=colour, label=name)
-    ax.set_title(f"a {word} gap: {gaps[k]:.2f} nats", fontsize=9)
-    ax.set_xlabel("pressure")
-axes[0].set_ylabel("log odds of sex 2 : 1,\nrelative to low pressure, nats")
-axes[0].legend(frameon=False, fontsize=8)
-plt.show()
+chosen = [int(gaps.argsort()[int(share * (len(gaps) - 1))]) for share in (0.1, 0.5, 0.9)]
+pictures.odds_by_both([(float(gaps[k]), blocks.tables[k]) for k in chosen], levels, codes)
 
 # %% [markdown]
 # ## Is that much?
 #
-# Three yardsticks. The interactions themselves: how large are the log cross-ratios whose two directions differ? The
+# Three yardsticks. The interactions themselves: how large are the log odds ratios whose two directions differ? The
 # rows: how much does log p(row) vary between patients, compared with its order gap? The answer: how far apart are the
-# laws that Gibbs sampling ends in?
+# distributions that Gibbs sampling ends in?
 
 # %%
 one, other = (report.directions[name] for name in ("forward", "backward"))
@@ -152,7 +144,7 @@ pd.DataFrame(
         "disagreement": [rectangle.value, order.value, scans.value],
         "yardstick": [interaction, float(log_p.std()), 1.0],
         "which is": [
-            "mean size of a log cross-ratio, nats",
+            "mean size of a log odds ratio, nats",
             "sd of log p(row) between patients, nats",
             "the largest possible total variation",
         ],
@@ -163,7 +155,7 @@ pd.DataFrame(
 # %% [markdown]
 # **A margin** turns "is it zero?" into "is it small enough?". Say which disagreement you would ignore, in nats,
 # *before* you look (`fg.diagnose(.., margin=0.25)`; here it comes after, to show the difference), and the verdict can
-# become "equivalent within margin": the only verdict that speaks for a model. A margin in nats does not judge total
+# become "equivalent within margin": the only verdict in favour of a model. A margin in nats does not judge total
 # variation, which keeps its verdict.
 
 # %%
@@ -201,9 +193,9 @@ found.style.format("{:.1e}", subset=["weighted", "weighted_floor"]).set_uuid("co
 
 # %%
 Markdown(
-    f"**In short.** The default table model is not the conditional law of any joint: *{report.verdict}*. Given the "
+    f"**In short.** The default table model has no joint: *{report.verdict}*, {report.size} in size. Given the "
     f"rest, the two directions of an interaction differ by {rectangle.value:.3f} nats ({rectangle.low:.3f} to "
     f"{rectangle.high:.3f}) on average, where interactions measure {interaction:.2f}; the order of the chain rule "
     f"moves log p(row) by {order.value:.2f} nats where rows differ by {float(log_p.std()):.1f} (sd); and reordering "
-    f"the Gibbs scan moves the law of three categorical columns by {scans.value:.3f} in total variation."
+    f"the Gibbs scan moves the distribution of a block of columns by {scans.value:.3f} in total variation."
 )

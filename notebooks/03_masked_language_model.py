@@ -14,8 +14,8 @@ import itertools
 import os
 import time
 
-import matplotlib.pyplot as plt
 import pandas as pd
+import pictures
 import torch
 from IPython.display import Markdown
 
@@ -23,8 +23,6 @@ import flexgen as fg
 from flexgen.compatibility import Values, check_tables, stationary
 
 QUICK = bool(os.environ.get("FLEXGEN_NOTEBOOK_QUICK"))  # smaller numbers, for tests
-plt.rcParams.update({"figure.dpi": 80, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-INK, RED, BLUE = "#30343f", "#e4572e", "#3a7ca5"
 
 # %% [markdown]
 # Twelve heavy variable domains of 120 residues: the therapeutic antibody trastuzumab, and human germline V segments,
@@ -65,23 +63,15 @@ mlm
 masked = torch.zeros(len(LOOP), 120, dtype=torch.bool)
 masked[range(len(LOOP)), list(LOOP)] = True
 answers = mlm.marginals(x[:1].expand(len(LOOP), -1), fg.Query(masked, ~masked)).log_probs
-laws = answers[range(len(LOOP)), list(LOOP)].exp()  # [sites, residues]
-figure, ax = plt.subplots(figsize=(5.2, 4.2), layout="constrained")
-shown = ax.imshow(laws.T, cmap="Greys", vmin=0, vmax=1, aspect="auto")
-ax.scatter(range(len(LOOP)), x[0, list(LOOP)], s=75, facecolors="none", edgecolors=RED, lw=1.6, label="trastuzumab")
-ax.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1))
-ax.set_yticks(range(20), letters, fontsize=8)
-ax.set_xticks(range(len(LOOP)), [f"{TRASTUZUMAB[site]}\n{site}" for site in LOOP], fontsize=8)
-ax.set(xlabel="residue of trastuzumab, and its place (from 0)", ylabel="residue")
-figure.colorbar(shown, shrink=0.8, label="p(residue | the rest)")
-plt.show()
+probabilities = answers[range(len(LOOP)), list(LOOP)].exp()  # [sites, residues]
+pictures.residue_map(probabilities, x[0, list(LOOP)], letters, [f"{TRASTUZUMAB[site]}\n{site}" for site in LOOP])
 
 # %% [markdown]
 # ## One rectangle, by hand
 #
 # Take two neighbouring residues, G at 100 and D at 101, and exchange them for S and Y. How strongly do the two changes
-# go together? The network can be asked twice: does changing 101 change the odds of 100, or the other way round? Four
-# answers each. A joint has one log cross-ratio.
+# go together? The network gives two answers: how changing 101 changes the odds of 100, and how
+# changing 100 changes those of 101. Each takes four log-probabilities. A joint has one log odds ratio.
 
 
 # %%
@@ -122,27 +112,27 @@ report.plot()
 # ## What it does to a design loop
 #
 # Redesign three residues by Gibbs sampling, each among the six that the model finds likeliest there. That is few enough
-# to ask for every state: 216 of them, 108 forward passes. The tables go to the exact tier, which knows the law that
-# each scan ends in, without any sampling.
+# to evaluate every state: 216 of them, 108 forward passes. The exact checks compute the distribution that each scan
+# ends in, without any sampling.
 
 # %%
 BLOCK, SIZE = (100, 101, 102), 3 if QUICK else 6
-choices = [laws[LOOP.index(site)].topk(SIZE).indices.sort().values for site in BLOCK]
+choices = [probabilities[LOOP.index(site)].topk(SIZE).indices.sort().values for site in BLOCK]
 tables = []
-for place, site in enumerate(BLOCK):
-    others = [p for p in range(3) if p != place]
+for k, site in enumerate(BLOCK):
+    others = [p for p in range(3) if p != k]
     states = torch.cartesian_prod(*(choices[p] for p in others))
     rows = x[:1].repeat(len(states), 1)
     rows[:, [BLOCK[p] for p in others]] = states
-    log_p = mlm.marginals(rows, fg.Query.complete(site, num_sites=120)).log_probs[:, site, choices[place]]
-    tables.append(log_p.softmax(1).view(SIZE, SIZE, SIZE).movedim(-1, place))  # p(residue | it is one of the six)
+    log_p = mlm.marginals(rows, fg.Query.complete(site, num_sites=120)).log_probs[:, site, choices[k]]
+    tables.append(log_p.softmax(1).view(SIZE, SIZE, SIZE).movedim(-1, k))  # p(residue | it is one of the six)
 block = fg.exact.ConditionalTables(tables)
 residues = {str(site): [letters[code] for code in codes] for site, codes in zip(BLOCK, choices, strict=True)}
 print(check_tables(block, labels=residues))
 
 # %%
 orders = list(itertools.permutations(range(3)))
-scans = {" ".join(str(BLOCK[place]) for place in order): order for order in orders} | {"random": "random"}
+scans = {" ".join(str(BLOCK[k]) for k in order): order for order in orders} | {"random": "random"}
 ends = {name: stationary(block, scan) for name, scan in scans.items()}
 apart = pd.DataFrame({a: {b: 0.5 * float((p - q).abs().sum()) for b, q in ends.items()} for a, p in ends.items()})
 
@@ -152,24 +142,9 @@ most = change.abs().topk(8).indices
 motifs = ["".join(residues[str(site)][k] for site, k in zip(BLOCK, code, strict=True)) for code in
           torch.stack(torch.unravel_index(most, (SIZE,) * 3), 1).tolist()]  # fmt: skip
 
-figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained", width_ratios=(1, 1.1))
-shown = left.imshow(apart, cmap="magma_r", vmin=0)
-for i, j in itertools.product(range(7), repeat=2):
-    colour = "white" if apart.iloc[i, j] > 0.35 * apart.max(axis=None) else INK
-    left.text(j, i, f"{apart.iloc[i, j]:.2f}", ha="center", va="center", fontsize=7.5, color=colour)
-left.set_xticks(range(7), apart.columns, rotation=90, fontsize=8)
-left.set_yticks(range(7), apart.columns, fontsize=8)
-left.set_title("total variation between the laws of scans", fontsize=9, loc="left")
-figure.colorbar(shown, ax=left, shrink=0.8)
-place = torch.arange(len(most))
-right.barh(place - 0.2, ends[first].flatten()[most], 0.38, color=BLUE, label=f"scan {first}")
-right.barh(place + 0.2, ends[second].flatten()[most], 0.38, color=RED, label=f"scan {second}")
-right.set_yticks(place, motifs, family="monospace")
-right.invert_yaxis()
-right.set_xlabel("probability of the motif")
-right.set_title("the motifs that the order of the scan changes most", fontsize=9, loc="left")
-right.legend(frameon=False, fontsize=8)
-plt.show()
+probable = {name: ends[name].flatten()[most] for name in (first, second)}
+pictures.scans_and_motifs(apart, motifs, probable)
+
 # %% [markdown]
 # ## Conclusion, in two sentences
 
@@ -182,8 +157,8 @@ advice = "state the scan with every design" if largest > 0.02 else "the order ha
 Markdown(
     f"> That AntiBERTy's conditionals share a joint is **{report.verdict}**: in the middle of its CDR3 loop the two "
     f"directions of an interaction differ by {gap.value:.2f} nats ({gap.low:.2f} to {gap.high:.2f}), where they "
-    f"measure {size:.2f} themselves. Gibbs sampling of three residues ends in laws up to {largest:.2f} apart in total "
-    f"variation, depending on nothing but the order of the scan, so {advice}.\n\n"
+    f"measure {size:.2f} themselves. Gibbs sampling of three residues ends in distributions up to {largest:.2f} apart "
+    f"in total variation, depending on nothing but the order of the scan, so {advice}.\n\n"
     f"{mlm.forwards.rows} forward passes in {mlm.forwards.batches} batches, {time.process_time():.0f} processor "
     "seconds in all. (The seconds in the report are the clock on the wall.)"
 )

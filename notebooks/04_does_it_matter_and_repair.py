@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Does it matter, and how is it repaired?
 #
-# A diagnosis in nats is not yet a problem. You have a question, a number that you want from the model: does *it* depend
-# on how you sample? This notebook trains a small masked network on a real table, measures by how much the answer to a
+# A diagnosis in nats is not yet a problem. You want a number from the model: does *it* depend on how you
+# sample? This notebook trains a small masked network on a real table, measures by how much the answer to a
 # question moves with the order of the Gibbs scan, and compares four repairs on the same scale.
 #
 # The table has so few states that everything can also be computed exactly. That is the point: the measurements that
@@ -12,9 +12,9 @@
 import copy
 import os
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import pictures
 import torch
 from IPython.display import Markdown
 from torch import nn
@@ -35,8 +35,6 @@ from flexgen.training import MaskedLikelihood, TensorData, TrainingSettings, tra
 from samplers import GibbsSampler, MetropolisSampler, laws, scans
 
 QUICK = bool(os.environ.get("FLEXGEN_NOTEBOOK_QUICK"))  # smaller numbers, for tests
-plt.rcParams.update({"figure.dpi": 80, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-INK, RED, BLUE, GREEN, GREY = "#30343f", "#e4572e", "#3a7ca5", "#5b8e55", "#9a9da5"
 
 # %% [markdown]
 # ## A table, a network, a question
@@ -75,9 +73,9 @@ def risk_difference(draws):
     return bad[draws[:, BMI] == 2].mean() - bad[draws[:, BMI] == 0].mean()
 
 
-def risk_difference_of(law):
-    """The same of a law ``[2, 3, 3, 3, 3, 3]``."""
-    both = law.sum([site for site in range(6) if site not in (BMI, COURSE)])
+def risk_difference_of(p):
+    """The same of a joint distribution ``[2, 3, 3, 3, 3, 3]``."""
+    both = p.sum([site for site in range(6) if site not in (BMI, COURSE)])
     return float(both[2, 2] / both[2].sum() - both[0, 2] / both[0].sum())
 
 
@@ -121,8 +119,8 @@ train(network, likelihood, TensorData(x), settings, progress=False).to_dataframe
 # ## How incompatible?
 #
 # The measurement that works on any network, in the contexts of held-out patients; and, since 486 states can be listed,
-# all complete conditionals as tables, with the exact verdict and the certificate: whatever law the patients have, the
-# network loses so many nats a row by being incompatible.
+# all complete conditionals as tables, with the exact verdict and the certificate: whatever distribution the patients
+# have, the network loses so many nats a row by being incompatible.
 
 
 # %%
@@ -143,10 +141,10 @@ report
 # %% [markdown]
 # ## Does it matter?
 #
-# The answer to the question under the laws that many orders of the Gibbs scan end in, under the random scan, and under
-# the chain rule, which multiplies p(first column) p(second | first) .. in an order of its own. All are computed exactly
-# and all are "the model's answer". The band is what the data themselves can tell: one standard error of the risk
-# difference in 442 patients. *That is a natural margin: an effect well inside it is not worth a repair.*
+# The risk difference under the distributions that many orders of the Gibbs scan end in, under the random scan, and
+# under the chain rule, which multiplies p(first column) p(second | first) .. in an order of its own. All are computed
+# exactly and all are "the model's answer". The band is what the data themselves can tell: one standard error of the
+# risk difference in 442 patients. *That is a natural margin: an effect well inside it is not worth a repair.*
 
 # %%
 source = torch.Generator().manual_seed(1)
@@ -155,20 +153,8 @@ by_scan = np.array([risk_difference_of(stationary(tables, order)) for order in o
 by_chain = np.array([risk_difference_of(OrderEnsemble(network, torch.tensor(order)).table().p) for order in orders])
 at_random = risk_difference_of(stationary(tables, "random"))
 
-figure, ax = plt.subplots(figsize=(9, 2.2), layout="constrained")
 centre = float(risk_difference(rows))
-ax.axvspan(centre - sampling_error, centre + sampling_error, color="#e6e6e6", lw=0)
-ax.axvline(centre, color=GREY, lw=1)
-ax.text(centre, 2.75, "data, ± one standard error", ha="center", fontsize=8, color=INK)
-jitter = np.random.default_rng(0).uniform(-0.25, 0.25, len(orders))
-ax.plot(at_random, 2, "D", color=BLUE, ms=7)
-ax.plot(by_scan, 1 + jitter, "o", color=RED, ms=4, alpha=0.7)
-ax.plot(by_chain, jitter, "o", color=GREEN, ms=4, alpha=0.7)
-ax.set_yticks(
-    [2, 1, 0], ["Gibbs, random scan", f"Gibbs, {len(orders)} orders of the scan", f"chain rule, {len(orders)} orders"]
-)
-ax.set(ylim=(-0.6, 3.1), xlabel="P(bad course | obese) - P(bad course | normal weight)")
-plt.show()
+pictures.answers(by_scan, by_chain, at_random, centre, sampling_error)
 
 # %%
 print(f"scan orders: {by_scan.min():.3f} to {by_scan.max():.3f}, random scan {at_random:.3f}")
@@ -176,9 +162,9 @@ print(f"chain rule:  {by_chain.min():.3f} to {by_chain.max():.3f}, mean {by_chai
 print(f"data:        {centre:.3f} ± {sampling_error:.3f}")
 
 # %% [markdown]
-# On a large network nobody computes these laws; one runs the chains. `statistic_change` compares scans on a statistic
-# of yours, with Monte Carlo errors that respect the chains. *Refuted* says that the scans' answers differ; only an
-# interval that lies wholly within the margin would be *equivalent*.
+# On a large network nobody computes these distributions; one runs the chains. `statistic_change` compares scans on a
+# statistic of yours, with Monte Carlo errors that respect the chains. *Refuted* says that the scans' answers differ;
+# only an interval that lies wholly within the margin would be *equivalent*.
 
 # %%
 runs = {"left to right": scans.systematic(range(6)), "right to left": scans.systematic(range(5, -1, -1))}
@@ -194,11 +180,11 @@ print(f"exactly: {exactly[0]:.4f} and {exactly[1]:.4f}, a change of {exactly[1] 
 # %% [markdown]
 # ## Four repairs
 #
-# * **Random scan.** Change nothing but the scan. Its law is a joint, and its conditionals have a better
-#   pseudo-likelihood than the network's *at every state* (Takabatake and Akaho). Free; but what you get is draws, not
-#   densities.
+# * **Random scan.** Change nothing but the scan. Its stationary distribution is a joint, whose conditionals have a
+#   better pseudo-likelihood than the network's *at every state* (Takabatake and Akaho). Free; but what you get is
+#   draws, not densities.
 # * **Penalty.** Fine-tune the network with the squared rectangle gap as a penalty. The network stays a masked network
-#   and answers all its questions; the gap shrinks and does not vanish. (*No penalty* is its control: as much more
+#   and answers every query; the gap shrinks and does not vanish. (*No penalty* is its control: as much more
 #   training without it.)
 # * **Distillation.** Train an energy whose complete conditionals match the network's. Its conditionals have a joint by
 #   construction; marginal answers are lost.
@@ -258,26 +244,12 @@ table = pd.DataFrame({name: measured(model) for name, model in repaired.items()}
 table.style.format("{:.4f}").format("{:.2g}", subset=["gap, nats"]).set_uuid("repairs")
 
 # %%
-figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10, 2.9), sharey=True, layout="constrained")
-height = np.arange(len(table))
-left.barh(height, table["gap, nats"], 0.55, color=[RED, *[BLUE] * (len(table) - 2), GREY])
-for k, gap in enumerate(table["gap, nats"]):
-    left.text(gap, k, f" {gap:.1e}" if gap < 0.005 else f" {gap:.3f}", va="center", fontsize=8)
-left.set(xlabel="mean rectangle gap, nats", xlim=(0, 1.3 * table["gap, nats"].max()))
-left.set_yticks(height, table.index)
-left.invert_yaxis()
-middle.axvspan(centre - sampling_error, centre + sampling_error, color="#e6e6e6", lw=0)
-middle.hlines(height, table["answer, lowest"], table["answer, highest"], color=RED, lw=4, alpha=0.6)
-middle.plot(table["answer, random scan"], height, "D", color=BLUE, ms=5)
-middle.set_xlabel("risk difference: orders of the scan (line),\nrandom scan (diamond), data (band)")
-right.axvline(0, color=GREY, lw=1)
-error = np.abs(table[["gain, low", "gain, high"]].to_numpy().T - table["gain, nats"].to_numpy())
-right.errorbar(table["gain, nats"], height, xerr=error, fmt="o", color=INK, ms=4)
-right.set_xlabel("held-out pseudo-log-likelihood,\ngain over the network, nats a patient")
-plt.show()
+pictures.repairs(table, centre, sampling_error)
+
 # %% [markdown]
 # A distilled energy also corrects the network's own proposals: `MetropolisSampler` draws a column from the network and
-# accepts or refuses by the energy. Whatever the proposals, the law is then the distilled joint.
+# accepts or refuses by the energy. Whatever the proposals, the chain's distribution is then the
+# distilled joint.
 
 # %%
 metropolis = MetropolisSampler(network, distilled.model.energy, scan=scans.random())

@@ -3,18 +3,17 @@
 #
 # A video diffusion model draws some frames given others, and a *plan* says which come first: all at once, one after the
 # other, keyframes and then what lies between. If the model's conditionals p(frames | other frames) had a joint, every
-# plan would draw from the same law. Nobody can compute log p here, so there is no order gap to measure. But there are
-# draws: this notebook gives one network the same held-out frames, lets three plans continue them, and asks whether the
-# results have one law.
+# plan would draw from the same distribution. Nobody can compute log p here, so there is no order gap to measure. But
+# there are draws: this notebook gives one network the same held-out frames, lets three plans continue them, and asks
+# whether the results have one distribution.
 
 # %%
-import itertools
 import os
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import pictures
 import torch
 from IPython.display import Markdown
 
@@ -28,8 +27,6 @@ from samplers.frames import Plan, Window
 
 torch.set_num_threads(1)  # of a network this small, faster than two
 QUICK = bool(os.environ.get("FLEXGEN_NOTEBOOK_QUICK"))  # smaller numbers, for tests
-plt.rcParams.update({"figure.dpi": 80, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-INK, RED, BLUE, GREEN = "#30343f", "#e4572e", "#3a7ca5", "#5b8e55"
 
 # %% [markdown]
 # ## One network, three plans
@@ -65,8 +62,8 @@ backbone = VideoBackbone.from_pretrained(checkpoint)
 NUM_STARTS, NUM_STEPS = (8, 1) if QUICK else (16, 10)
 
 clips = [np.stack(list(read_frames(checkpoint / f"{name}.mp4", size=32))) for name in ("held_out", "held_out_2")]
-places = [(clip, int(at)) for clip in clips for at in np.linspace(0, len(clip) - 12, NUM_STARTS // 2)]
-real = torch.from_numpy(np.stack([clip[at : at + 12] for clip, at in places]))  # [starts, 12, 32, 32, 3]
+starts = [(clip, int(at)) for clip in clips for at in np.linspace(0, len(clip) - 12, NUM_STARTS // 2)]
+real = torch.from_numpy(np.stack([clip[at : at + 12] for clip, at in starts]))  # [starts, 12, 32, 32, 3]
 sampler = WindowSampler(backbone, num_inference_steps=NUM_STEPS)
 
 
@@ -87,10 +84,10 @@ again = draw(plans[0], seed=10)  # the same plan, other random numbers
 # %% [markdown]
 # ## Features
 #
-# Pixels differ between any two draws. To compare laws we need statistics that mean something: `MazeFeatures` is a small
-# network, trained on poses, that reads from five neighbouring frames how fast the camera walks and turns, how far the
-# wall ahead is, and whether the picture looks spoilt. Two more need no network: how much pixels change from frame to
-# frame, and how sharp frames are.
+# Pixels differ between any two draws. To compare distributions we need statistics that mean something: `MazeFeatures`
+# is a small network, trained on poses, that reads from five neighbouring frames how fast the camera walks and turns,
+# how far the wall ahead is, and whether the picture looks spoilt. Two more need no network: how much pixels change from
+# frame to frame, and how sharp frames are.
 
 # %%
 features = MazeFeatures.pretrained()
@@ -125,26 +122,16 @@ table.round(3)
 # %%
 looks = np.stack([measured[name]["looks spoilt, share"] for name in videos])
 start = int(np.ptp(looks, axis=0).argmax())
-films = {"real": real} | videos
-_, axes = plt.subplots(len(films), 1, figsize=(9.5, 4.1), dpi=72, layout="constrained")
-for ax, (name, video) in zip(axes, films.items(), strict=True):
-    frames = [np.pad(frame, ((0, 0), (1, 1), (0, 0)), constant_values=255) for frame in video[start, 2:].numpy()]
-    ax.imshow(np.concatenate(frames, 1), interpolation="nearest")
-    ax.axvline(2 * 34 - 0.5, color=RED, lw=2)
-    ax.set_ylabel(name, rotation=0, ha="right", va="center")
-    ax.set(xticks=[], yticks=[])
-    ax.spines[:].set_visible(False)
-axes[0].set_title("given", loc="left", fontsize=10, color=RED)
-plt.show()
+pictures.films({name: video[start, 2:] for name, video in ({"real": real} | videos).items()}, given=2)
 
 # %% [markdown]
 # ## The test
 #
 # Each plan continued the *same* starts, and *all at once* did so twice. If plans agree, the three results of a start
-# (two of *all at once*, one of another plan) are draws of one law, and any of them may be called the other plan's. So
-# call one of the three so at random, in every start, many times, and see how often the mean difference is as large as
-# it is. That is an exact test whatever the starts are; p-values are Bonferroni's over the six statistics. The control
-# compares the two results of *all at once*; even of equal laws, one test in twenty has a p below 0.05.
+# (two of *all at once*, one of another plan) are draws of one distribution, and any of them may be called the other
+# plan's. So call one of the three so at random, in every start, many times, and see how often the mean difference is as
+# large as it is. That is an exact test whatever the starts are; p-values are Bonferroni's over the six statistics. The
+# control compares the two results of *all at once*; even of equal distributions, one test in twenty has a p below 0.05.
 
 
 # %%
@@ -172,19 +159,7 @@ compared = {"all at once, twice": at_once} | {
 tests = {name: mean_test(*draws) for name, draws in compared.items()}
 z, p = (pd.DataFrame({name: test[column] for name, test in tests.items()}).T for column in "zp")
 
-figure, ax = plt.subplots(figsize=(8.6, 2.7), layout="constrained")
-reach = float(min(6, z.abs().max(axis=None)))
-shown = ax.imshow(z, cmap="RdBu_r", vmin=-reach, vmax=reach, aspect="auto")
-for i, j in itertools.product(range(len(z)), range(z.shape[1])):
-    star = "\np < .002" if p.iloc[i, j] < 0.002 else f"\np = {p.iloc[i, j]:.2g}" if p.iloc[i, j] < 0.05 else ""
-    colour = "white" if abs(z.iloc[i, j]) > 0.55 * reach else INK
-    ax.text(j, i, f"{z.iloc[i, j]:+.1f}{star}", ha="center", va="center", fontsize=8, color=colour)
-ax.set_xticks(range(z.shape[1]), [name.replace(", ", ",\n") for name in z.columns], fontsize=8)
-ax.set_yticks(range(len(z)), z.index)
-ax.spines[:].set_visible(False)
-ax.set_title("difference to 'all at once', in standard errors", fontsize=9, loc="left")
-figure.colorbar(shown, shrink=0.9)
-plt.show()
+pictures.differences(z, p)
 
 # %% [markdown]
 # All statistics together: the energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'| between the results of two plans, with
@@ -212,22 +187,11 @@ together.assign(p=[f"{p:.4f}" if p > 1 / 4001 else "< 0.0003" for p in together[
 # standard error over starts.
 
 # %%
-colours = {"real": INK, "all at once": BLUE, "one by one": RED, "keyframes first": GREEN}
-figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.1), layout="constrained")
-for name, colour in colours.items():
-    video = real if name == "real" else videos[name]
-    spoilt = 1 - features.read(video).flaw.softmax(-1)[..., 0]  # [starts, stacks]; stack k ends at frame k + 4
-    change = (video[:, 1:].float() - video[:, :-1].float()).abs().mean((2, 3, 4))
-    for ax, values, frames in ((left, spoilt, range(4, 12)), (right, change, range(1, 12))):
-        mean, error = values.mean(0), values.std(0) / len(values) ** 0.5
-        ax.plot(frames, mean, "o--" if name == "real" else "o-", ms=3, color=colour, label=name)
-        ax.fill_between(frames, mean - error, mean + error, color=colour, alpha=0.13, lw=0)
-left.set(xlabel="last frame of five", ylabel="looks spoilt, probability", ylim=(0, None))
-right.set(xlabel="frame", ylabel="change since the frame before,\ngrey levels", ylim=(0, None))
-right.axvspan(0.5, 3.5, color="#dddddd", lw=0, zorder=0)
-right.text(2, 0.3, "given", ha="center", fontsize=8)
-left.legend(frameon=False, fontsize=8)
-plt.show()
+spoilt, change = {}, {}
+for name, video in ({"real": real} | videos).items():
+    spoilt[name] = 1 - features.read(video).flaw.softmax(-1)[..., 0]  # [starts, stacks]; stack k ends at frame k + 4
+    change[name] = (video[:, 1:].float() - video[:, :-1].float()).abs().mean((2, 3, 4))
+pictures.frame_by_frame(spoilt, change, given=len(GIVEN))
 
 # %% [markdown]
 # ## Is it the score?
@@ -240,7 +204,7 @@ plt.show()
 
 # %%
 def flow_score(level):
-    """The score of the new frames of real windows at a noise level, the given ones held, and where to look at it."""
+    """The score of the new frames at a noise level, with the given frames fixed, and noised real windows."""
     query = Query.of(target=list(NEW), observed=list(GIVEN), num_sites=12).expand(NUM_LOOKS)
     where, index = query.target[..., None, None, None], torch.arange(12).expand(NUM_LOOKS, -1)
     clean = backbone.scale.to_network(real[:: len(real) // NUM_LOOKS][:NUM_LOOKS])

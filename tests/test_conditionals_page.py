@@ -26,7 +26,7 @@ def names() -> dict[str, Any]:
 
 
 def weather_log_prob(x: Tensor) -> Tensor:
-    """The law of the page's rows: three kinds, the first uniform, each next one the same with chance .6 + .4 / 3."""
+    """log p of the page's rows: three kinds, the first uniform, each next one the same with chance .6 + .4 / 3."""
     same = x[:, 1:] == x[:, :-1]
     steps = torch.where(same, 0.6 + 0.4 / 3, 0.4 / 3)
     return torch.log(torch.tensor(1 / 3)) + steps.log().sum(-1)
@@ -43,11 +43,11 @@ def test_the_categorical_network_learns_its_law(names: dict[str, Any]) -> None:
 
 
 def test_the_real_network_learns_its_law(names: dict[str, Any]) -> None:
-    y, law, real = names["y"], names["law"], names["real"]
+    y, gaussian, real = names["y"], names["gaussian"], names["real"]
     query = fg.Query.complete(0, num_sites=3)
     with torch.no_grad():
         learned = real.marginals(y, query).log_prob(y)[:, 0].double()
-    gap = law.marginals(y.double(), query).log_prob(y.double())[:, 0] - learned
+    gap = gaussian.marginals(y.double(), query).log_prob(y.double())[:, 0] - learned
     assert -0.02 < float(gap.mean()) < 0.02  # without the other two sites: 0.53 nats
     assert (names["chains"].draws.flatten(0, 1).T.corrcoef() - names["covariance"]).abs().max() < 0.1
 

@@ -41,7 +41,7 @@ def test_scans_of_two_binary_sites() -> None:
     a = torch.tensor([[0.9, 0.2], [0.1, 0.8]], dtype=torch.float64)
     b = torch.tensor([[0.3, 0.7], [0.3, 0.7]], dtype=torch.float64)
     blocks = exact_blocks(exact.ConditionalTables([a, b]), torch.tensor([[0, 0]]), torch.tensor([0, 1]))
-    laws = blocks.scan_laws(0)
+    laws = blocks.scan_distributions(0)
     torch.testing.assert_close(
         laws[0, 1], torch.tensor([[0.123, 0.287], [0.177, 0.413]], dtype=torch.float64), atol=1e-12, rtol=0
     )
@@ -79,7 +79,7 @@ def test_a_block_of_a_joint_is_the_joint_given_the_rest() -> None:
     blocks = exact_blocks(law, torch.tensor([[1, 0, 1, 0]]), torch.tensor([1, 3]))
     given = law.p[1, :, 1, :] / law.p[1, :, 1, :].sum()
     for order in ((1, 3), (3, 1)):
-        torch.testing.assert_close(blocks.scan_laws(0)[order], given, atol=1e-12, rtol=0)
+        torch.testing.assert_close(blocks.scan_distributions(0)[order], given, atol=1e-12, rtol=0)
     assert blocks.effect().verdict() == "not refuted"
     found = blocks.check(0)
     assert found.verdict == "compatible"
@@ -107,7 +107,7 @@ class Sites:
         (lambda m, x: exact_blocks(m, x, [0, 1], observed=[3, 4]), "observed: is a list"),
         (lambda m, x: exact_blocks(m, x, [0, 1], observed=torch.ones(3)), "observed: holds torch.float32"),
         (lambda m, x: exact_blocks(m, x, [0, 1], labels=["ab", "ab"]), r"labels: name \[2, 2\] categories"),
-        (lambda m, x: exact_blocks(m, x, [0, 1]).scan_laws(9), "block: is 9. This has blocks 0 to 1"),
+        (lambda m, x: exact_blocks(m, x, [0, 1]).scan_distributions(9), "block: is 9. This has blocks 0 to 1"),
         (lambda m, x: exact_blocks(m, x, [0, 1]).check("a"), "block: is 'a'"),
         (lambda m, x: exact_blocks(m, x, [0, 1]).effect(max_orders=1), "max_orders: is 1"),
     ],
@@ -128,7 +128,7 @@ def test_zeros_that_a_scan_never_meets_are_not_asked_for() -> None:
     assert blocks.effect().verdict() == "not refuted"
     assert len(blocks.effect()) == 2
     for block in range(2):
-        for found in blocks.scan_laws(block).values():
+        for found in blocks.scan_distributions(block).values():
             torch.testing.assert_close(found, law.p, atol=1e-12, rtol=0)
     assert blocks.check(0).verdict != "incompatible"
 
@@ -139,7 +139,7 @@ def test_copies_have_a_class_for_every_value(undefined: str) -> None:
     model = law if undefined == "joint" else law.conditional_tables(undefined="uniform")
     blocks = exact_blocks(model, torch.tensor([[0, 0], [1, 1]]), [0, 1])
     assert blocks.effect().verdict() == "not refuted"
-    assert [float(blocks.scan_laws(b)[0, 1][b, b]) for b in (0, 1)] == [1.0, 1.0]
+    assert [float(blocks.scan_distributions(b)[0, 1][b, b]) for b in (0, 1)] == [1.0, 1.0]
 
 
 def test_a_row_that_leads_to_several_classes_has_no_law() -> None:
@@ -147,7 +147,7 @@ def test_a_row_that_leads_to_several_classes_has_no_law() -> None:
     a = torch.tensor([[0.5, 0.0, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
     b = torch.tensor([[0.5, 0.0, 0.5], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
     blocks = exact_blocks(exact.ConditionalTables([a, b]), torch.tensor([[0, 0]]), [0, 1])
-    assert bool(blocks.scan_laws(0)[0, 1].isnan().all())
+    assert bool(blocks.scan_distributions(0)[0, 1].isnan().all())
     assert blocks.effect().verdict() == "not measured"
 
 
@@ -155,11 +155,11 @@ def test_many_sites_in_some_of_their_orders() -> None:
     """Seven sites have 5040 orders; a sample of them, and their laws by the exact tier."""
     tables = tables_of((2,) * 7, seed=8)
     blocks = exact_blocks(tables, torch.zeros(1, 7, dtype=torch.int64), torch.arange(7))
-    laws = blocks.scan_laws(0, max_orders=6, generator=3)
+    laws = blocks.scan_distributions(0, max_orders=6, generator=3)
     assert len(laws) == 6
     orders = list(laws)
     assert orders[1::2] == [order[::-1] for order in orders[::2]]
-    assert orders != list(blocks.scan_laws(0, generator=4))
+    assert orders != list(blocks.scan_distributions(0, generator=4))
     for order, law in laws.items():
         torch.testing.assert_close(law, stationary(tables, order), atol=1e-12, rtol=0)
     effect = blocks.effect(generator=3)
@@ -207,3 +207,10 @@ def test_what_cannot_be_enumerated() -> None:
     nothing = exact_blocks(many, torch.zeros(0, 13), torch.zeros(0, 2, dtype=torch.int64)).effect()
     assert len(nothing) == 0
     assert math.isnan(nothing.uniform().value)
+
+
+def test_old_names_still_work_with_a_warning() -> None:
+    blocks = exact_blocks(exact.JointTable.random((2, 2), generator=generator(1)), torch.zeros(1, 2).long(), [0, 1])
+    with pytest.warns(DeprecationWarning, match="scan_laws is now called ExactBlocks.scan_distributions"):
+        old = blocks.scan_laws(0)
+    assert all(torch.equal(old[order], new) for order, new in blocks.scan_distributions(0).items())

@@ -67,7 +67,7 @@ BROKEN = {
     "three columns": (Network(), "marginals: of Network have 3 categories, and give .* beyond the 2 that site"),
     "one column": (Network(lambda t: t[..., :1] * 0), "marginals: of Network have 1 categories, but site . of its"),
     "reads all": (Network(two, lambda x, _: x), "model: Network reads places that are not observed: .*torch.where"),
-    "random": (Network(noisy), "model: Network answers the same question twice and differently.*dropout"),
+    "random": (Network(noisy), "model: Network gives two answers to the same query.*dropout"),
 }
 
 

@@ -286,7 +286,7 @@ def test_an_error_of_the_model_ends_one_diagnostic_and_no_more() -> None:
     report = fg.diagnose(picky, some_rows(), budget=2000)
     assert report.verdict == "refuted"
     assert {"rectangle gap", "block scan divergence"} <= set(report.effects)
-    assert any("Not measured: order gaps. The model refuses the question (x: holds too" in c for c in report.caveats)
+    assert any("Not measured: order gaps. The model refuses the query (x: holds too" in c for c in report.caveats)
 
 
 def test_rows_without_entries_are_nothing_measured() -> None:

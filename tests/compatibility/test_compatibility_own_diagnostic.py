@@ -106,7 +106,7 @@ def test_a_loaded_report_draws_it_if_it_is_told(report: Report, tmp_path: Path) 
 def test_what_the_model_refuses_is_said() -> None:
     tables = model().law.conditional_tables()
     both = fg.diagnose(tables, X, budget=2000, diagnostics=[*DIAGNOSTICS, Ends()])
-    assert any(line.startswith("Not measured: ends. The model refuses the question") for line in both.caveats)
+    assert any(line.startswith("Not measured: ends. The model refuses the query") for line in both.caveats)
     assert "ends gap" not in both.effects
 
 

@@ -26,7 +26,7 @@ from flexgen.compatibility import (
     order_gaps,
     rectangles,
 )
-from flexgen.compatibility.networks.report import told
+from flexgen.compatibility.networks.report import as_text
 from flexgen.errors import FlexgenError
 from tests.compatibility.planted import Planted
 from tests.conditionals import generator
@@ -306,7 +306,7 @@ def test_a_scan_test_shows_its_pairs(report: Report) -> None:
     assert "forward | backward: " in repr(more)
     assert "forward | backward: " in more._repr_html_()
     pairs = Pairs((0.25, 1e-5), (TwoSample(0.5, 3),))
-    assert told(pairs) == "sizes (0.25; 1.0e-05), tests (p value 0.5, num draws 3)"
+    assert as_text(pairs) == "sizes (0.25; 1.0e-05), tests (p value 0.5, num draws 3)"
 
 
 def test_verdicts_of_a_report() -> None:

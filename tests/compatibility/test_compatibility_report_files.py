@@ -249,7 +249,9 @@ def test_places_are_told_in_the_words_of_the_data() -> None:
     text = " ".join(repr(report).split())
     assert "Large gap in row" in text
     assert f"{report.pairs()['site_0'][0]} and {report.pairs()['site_1'][0]}" in text
-    assert report.places()["row"].tolist() == [example.row for example in report.examples]
+    assert report.largest_gaps()["row"].tolist() == [example.row for example in report.examples]
+    with pytest.warns(DeprecationWarning, match="places is now called Report.largest_gaps"):
+        assert report.places().equals(report.largest_gaps())
 
 
 def test_places_are_told_in_tokens() -> None:

@@ -16,4 +16,4 @@ def test_the_page_runs() -> None:
     names: dict[str, Any] = {}
     for block in blocks:
         exec(block, names)
-    torch.testing.assert_close(names["pi"], names["law"].p.flatten(), atol=1e-12, rtol=0)
+    torch.testing.assert_close(names["pi"], names["joint"].p.flatten(), atol=1e-12, rtol=0)

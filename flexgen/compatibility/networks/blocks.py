@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import deprecated
 
 from flexgen import rng
 from flexgen.checks import whole_number
@@ -67,7 +68,7 @@ class ExactBlocks:
     Args:
         sites: int64 ``[B, k]``.
         tables: of every block, axes in the order of its sites; uniform given states that a scan from the data row
-            cannot reach, which were not asked for.
+            cannot reach, which were not evaluated.
         start: int64 ``[B, k]``, the data row's codes; -1 where it lacks one.
         relative: float64 ``[B]``: rounding of a table's entries, relative.
         cost: what it took.
@@ -81,7 +82,7 @@ class ExactBlocks:
     cost: Cost
     labels: tuple[dict[str, tuple[Hashable, ...]], ...]
 
-    def scan_laws(
+    def scan_distributions(
         self, block: int, *, max_orders: int = _MOST_ORDERS, generator: Randomness | int = 0
     ) -> dict[tuple[int, ...], Tensor]:
         """Order of the sites -> distribution at the end of a sweep in that order, ``[K_1, .., K_k]``.
@@ -103,8 +104,15 @@ class ExactBlocks:
             for order in orders
         }
 
+    @deprecated("ExactBlocks.scan_laws is now called ExactBlocks.scan_distributions.")
+    def scan_laws(
+        self, block: int, *, max_orders: int = _MOST_ORDERS, generator: Randomness | int = 0
+    ) -> dict[tuple[int, ...], Tensor]:
+        """Old name of `scan_distributions`."""
+        return self.scan_distributions(block, max_orders=max_orders, generator=generator)
+
     def check(self, block: int) -> TableCheck:
-        """What the exact tier says of a block: verdict, worst cycle, joint. Rounding of the network is tolerated."""
+        """`check_tables` of a block: verdict, worst cycle, joint. Rounding of the network is tolerated."""
         from flexgen.compatibility.exact.tables import check_tables
 
         tables = self.tables[self._number(block)]
@@ -114,13 +122,14 @@ class ExactBlocks:
 
     def __repr__(self) -> str:
         size = self.sites.shape[-1]
-        return f"ExactBlocks of {size} sites in {len(self.tables):,} data rows; see effect(), check(), scan_laws()"
+        return f"ExactBlocks of {size} sites in {len(self.tables):,} data rows; see effect(), check()"
 
     def effect(self, *, max_orders: int = _MOST_ORDERS, generator: Randomness | int = 0) -> Effect:
         """The largest total variation distance between two orders' distributions of the scan, 0 to 1, for each block.
 
         Args:
-            max_orders, generator: as in `scan_laws`. Of a sample of the orders, the largest is at most that of all.
+            max_orders, generator: as in `scan_distributions`. In a sample of the orders the largest is at most that of
+                all.
 
         Blocks whose scans settle in several classes are left out. The floor is explained at `scan_distribution`.
         """
@@ -212,7 +221,7 @@ def exact_blocks(
     on = sites.to(x.device)
     start = torch.where(present.gather(1, on), x.gather(1, on).nan_to_num(0.0), -1).long().cpu()
     blocks = [_Block(tuple(shape), codes) for shape, codes in zip(counts.tolist(), start.tolist(), strict=True)]
-    while _ask(answers, x, observed, on, counts, blocks):
+    while _evaluate(answers, x, observed, on, counts, blocks):
         pass
     return ExactBlocks(
         sites,
@@ -232,11 +241,11 @@ class _Block:
         self.reached = torch.full(shape, min(start, default=0) < 0)
         if min(start, default=0) >= 0:
             self.reached[tuple(start)] = True
-        # log p(x_i | others), [others.., K_i]; NaN where it was not asked for
+        # log p(x_i | others), [others.., K_i]; NaN where it was not evaluated
         self.log_probs = [torch.full((*shape[:i], *shape[i + 1 :], k), torch.nan).double() for i, k in enumerate(shape)]
 
-    def wanted(self, place: int) -> Tensor:
-        """Values of the others, ``[n, k - 1]``, that are reached, and given which the place was not asked for."""
+    def missing(self, place: int) -> Tensor:
+        """Values of the others, ``[n, k - 1]``, that are reached, and given which the site was not evaluated."""
         return (self.reached.movedim(place, -1).any(-1) & self.log_probs[place][..., 0].isnan()).nonzero()
 
     def learn(self, place: int, others: Tensor, log_probs: Tensor) -> None:
@@ -254,19 +263,19 @@ class _Block:
         return ConditionalTables([part.movedim(-1, place).contiguous() for place, part in enumerate(parts)])
 
 
-def _ask(
+def _evaluate(
     answers: SiteAnswers, x: Tensor, observed: Tensor, sites: Tensor, counts: Tensor, blocks: list[_Block]
 ) -> bool:
-    """Asks all that has come within reach, in one go; False if there is nothing to ask."""
-    wanted = [(b, i, block.wanted(i)) for b, block in enumerate(blocks) for i in range(len(block.shape))]
-    wanted = [entry for entry in wanted if len(entry[2])]
-    if not wanted:
+    """Evaluates all states that have come within reach; False if there is none."""
+    missing = [(b, i, block.missing(i)) for b, block in enumerate(blocks) for i in range(len(block.shape))]
+    missing = [entry for entry in missing if len(entry[2])]
+    if not missing:
         return False
-    sizes = torch.tensor([len(others) for _, _, others in wanted])
+    sizes = torch.tensor([len(others) for _, _, others in missing])
     of_block, place = (
-        torch.tensor([entry[k] for entry in wanted]).repeat_interleave(sizes).to(x.device) for k in (0, 1)
+        torch.tensor([entry[k] for entry in missing]).repeat_interleave(sizes).to(x.device) for k in (0, 1)
     )
-    filled = [torch.cat([o[:, :i], torch.zeros(len(o), 1, dtype=o.dtype), o[:, i:]], 1) for _, i, o in wanted]
+    filled = [torch.cat([o[:, :i], torch.zeros(len(o), 1, dtype=o.dtype), o[:, i:]], 1) for _, i, o in missing]
     state = torch.cat(filled).to(x.device)  # [M, k]
 
     def make(some: Tensor) -> tuple[Tensor, Tensor]:
@@ -278,7 +287,7 @@ def _ask(
     last = counts.to(x.device)[of_block].gather(1, place[:, None]) - 1
     codes = torch.arange(int(counts.max()), device=x.device).expand(len(target), -1).minimum(last)
     log_probs = answers.log_prob(Requests(target, make), codes.double()).cpu()  # [M, width]
-    for (b, i, others), found in zip(wanted, torch.split(log_probs, sizes.tolist()), strict=True):
+    for (b, i, others), found in zip(missing, torch.split(log_probs, sizes.tolist()), strict=True):
         blocks[b].learn(i, others, found)
     return True
 

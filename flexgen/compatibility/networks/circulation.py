@@ -151,7 +151,7 @@ def circulation(
         what = f"has shape {tuple(observed.shape)}, {observed.dtype}"
         raise FlexgenError("observed", what, f"Pass True and False, {list(both.shape)}.")
     observed = observed.to(device) & present[:, None] & ~both  # [R, P, N]
-    values = Values.wanted(values, answers, pool)
+    values = Values.or_default(values, answers, pool)
     rounding = rounding or Rounding.measured(answers, x, present)
     before = answers.cost
 
@@ -165,7 +165,7 @@ def circulation(
 
     # p(x_j | C, x_i = a) and p(x_i | C, x_j = b), the data's own values included.
     k, source, t = sides.valid.nonzero(as_tuple=True)
-    asked, changed = pairs[row[k], pair[k]].gather(1, torch.stack([1 - source, source], 1)).unbind(1)
+    target, changed = pairs[row[k], pair[k]].gather(1, torch.stack([1 - source, source], 1)).unbind(1)
     new = sides.values[k, source, t].to(x.dtype)
 
     def make(some: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,7 +177,7 @@ def circulation(
 
     width = sides.values.shape[-1]
     tables = torch.full((len(row), 2, width, width), torch.nan, dtype=torch.float64, device=device)
-    tables[k, source, t] = answers.log_prob(Requests(asked, make), sides.values[k, 1 - source])
+    tables[k, source, t] = answers.log_prob(Requests(target, make), sides.values[k, 1 - source])
     valid = sides.valid[:, 0, :, None] & sides.valid[:, 1, None, :]
     density = sides.log_density[:, 0, :, None] + sides.log_density[:, 1, None, :]
 

@@ -50,7 +50,7 @@ class Subject:
     Args:
         answers: of the model.
         x: ``[num_data, N]``, NaN where an entry is missing.
-        present: bool ``[num_data, N]``, the entries that can be asked for.
+        present: bool ``[num_data, N]``, the entries that a query may target.
         pool: ``[.., N]``, on the model's device, a random sample of the rows, all where they are few: values and
             spreads are taken from it.
         sites: int64 ``[S]``, those that are examined, at least two.
@@ -58,7 +58,7 @@ class Subject:
         values: how values of sites are chosen.
         rounding: of the answers.
         seed: of all choices and draws.
-        label: what a value of a site is called, such as a token or a category's label.
+        label: of a value of a site, such as a token or a category's name.
         context: a data row ``[N]`` in words, where the model has any.
     """
 
@@ -140,7 +140,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Example:
-    """One place where two routes disagree, in words.
+    """One value at which two routes disagree, in words.
 
     Args:
         effect: whose value it is.
@@ -170,7 +170,7 @@ class Found:
     Args:
         effects: one or more; their rows are numbered as in the x that was measured.
         extras: further numbers by name, ``[M]``, for pictures; those of all pieces are joined.
-        examples: the places where the routes disagree most.
+        examples: the values at which the routes disagree most.
         notes: sentences that the report should print as caveats.
     """
 
@@ -202,7 +202,7 @@ class Diagnostic(abc.ABC):
     """Two routes of queries to the same quantity.
 
     Attributes:
-        name: what budgets and caveats call it.
+        name: used in budgets and caveats.
         effects: name of each effect that it reports -> its meaning in one sentence.
         share: its part of the budget, relative to that of the others.
         if_nothing: why it may find no value although it was planned; a sentence for the report.
@@ -214,7 +214,7 @@ class Diagnostic(abc.ABC):
     if_nothing: ClassVar[str] = ""
 
     def applies(self, subject: Subject) -> bool:  # noqa: ARG002
-        """Whether there is anything to ask about this model and these sites."""
+        """Whether it can be measured on this model and these sites."""
         return True
 
     def least(self, subject: Subject) -> float:  # noqa: ARG002

@@ -213,7 +213,7 @@ class Effect:
         * ``"equivalent within margin"``: a margin is given, and the whole interval is below it, of the
           probability-weighted and of the uniform mean (which takes two rows);
         * ``"refuted"``: some value lies above its floor: these conditionals have no joint. One is enough, since nothing
-          about a network's answers is random. Of how large the effect is elsewhere, the interval tells;
+          about a network's answers is random. The interval says how large the effect is elsewhere;
         * ``"not refuted"``: none does. Values can refute compatibility, never prove it.
         """
         check_margin(margin, self.unit)

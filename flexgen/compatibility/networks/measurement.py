@@ -163,7 +163,7 @@ class Measured:
         extras: further numbers by name, for pictures.
         examples: the places with the largest gaps, largest first.
         skipped: what could not be measured, a sentence each.
-        notes: what diagnostics have to say besides.
+        notes: further remarks of diagnostics.
     """
 
     effects: dict[str, Effect] = field(default_factory=dict)
@@ -212,7 +212,7 @@ def measure(
                 out.take(entry.measure(subject, subject.rows(rows), plan, part), rows)
         except FlexgenError as error:
             out.skipped.append(
-                f"Not measured: {entry.name}. The model refuses the question ({error.argument}: {error.problem})."
+                f"Not measured: {entry.name}. The model refuses the query ({error.argument}: {error.problem})."
             )
             continue
         if (spent := subject.answers.cost.forwards - before) > plan.forwards:

@@ -95,25 +95,25 @@ def order_gaps(
     (num_rows, num_sites), device = x.shape, x.device
     present = answers.present_in(x)
     given = torch.zeros_like(present) if observed is None else checked_observed("observed", observed, present)
-    wanted = checked_observed("target", target, present) & ~given
+    targets = checked_observed("target", target, present) & ~given
     rounding = rounding or Rounding.measured(answers, x, present)
     before = answers.cost
     order = _orders(orders, num_rows, num_sites, generator).to(device)  # [R, m, N]
     rank = order.argsort(-1)  # [R, m, N], place of every site
     num_orders = order.shape[1]
 
-    row, which, site = wanted[:, None].expand(-1, num_orders, -1).nonzero(as_tuple=True)
+    row, which, site = targets[:, None].expand(-1, num_orders, -1).nonzero(as_tuple=True)
 
     def make(some: Tensor) -> tuple[Tensor, Tensor]:
         r, places = row[some], rank[row[some], which[some]]  # [b, N]
         earlier = places < places.gather(1, site[some, None])
-        return x[r], given[r] | (wanted[r] & earlier)
+        return x[r], given[r] | (targets[r] & earlier)
 
     terms = answers.log_prob(Requests(site, make), x[row, site][:, None].double())[:, 0]  # [M]
     totals = torch.zeros(2, num_rows, num_orders, dtype=torch.float64, device=device)
     totals[0].index_put_((row, which), terms, accumulate=True)
     totals[1].index_put_((row, which), rounding.of(terms), accumulate=True)
-    return OrderGaps(order.cpu(), totals[0].cpu(), totals[1].cpu(), wanted.sum(-1).cpu(), answers.cost - before)
+    return OrderGaps(order.cpu(), totals[0].cpu(), totals[1].cpu(), targets.sum(-1).cpu(), answers.cost - before)
 
 
 def _orders(orders: int | Tensor, num_rows: int, num_sites: int, generator: Randomness | int) -> Tensor:

@@ -162,7 +162,7 @@ def rectangles(
     x = checked_rows("x", x, answers.conditional.space.num_sites)
     observed = checked_observed("observed", observed, answers.present_in(x))
     pairs = checked_pairs(pairs, x.shape[1]).to(x.device)
-    values = Values.wanted(values, answers, pool)
+    values = Values.or_default(values, answers, pool)
     rounding = rounding or Rounding.measured(answers, x, observed)
     before = answers.cost
     seed = checked_seed(generator)
@@ -180,18 +180,18 @@ def rectangles(
     altered = torch.stack([of_pair[1].valid & of_pair[0].valid[..., :1], of_pair[0].valid & of_pair[1].valid[..., :1]])
     altered[..., 0] = False  # [2, R, P, m]: the data's own value is done
     side, r, p, t = altered.nonzero(as_tuple=True)
-    asked, changed = pairs[p, side], pairs[p, 1 - side]
+    target, changed = pairs[p, side], pairs[p, 1 - side]
     values_of_pair = torch.stack([of_pair[0].values, of_pair[1].values])  # [2, R, P, m]
     new = values_of_pair[1 - side, r, p, t].to(x.dtype)
 
     def make(some: Tensor) -> tuple[Tensor, Tensor]:
         rows = x[r[some]]  # a copy
         rows[torch.arange(len(some), device=x.device), changed[some]] = new[some]
-        return rows, _without(observed[r[some]], asked[some])
+        return rows, _without(observed[r[some]], target[some])
 
     tables = torch.full((*altered.shape, altered.shape[-1]), torch.nan, dtype=torch.float64, device=x.device)
     tables[0, :, :, 0], tables[1, :, :, 0] = of_pair[0].log_probs, of_pair[1].log_probs
-    tables[side, r, p, t] = answers.log_prob(Requests(asked, make), values_of_pair[side, r, p])
+    tables[side, r, p, t] = answers.log_prob(Requests(target, make), values_of_pair[side, r, p])
     forward, backward = tables[0].mT, tables[1]  # [R, P, a, b] both
     valid = of_pair[0].valid[..., :, None] & of_pair[1].valid[..., None, :]
     return Rectangles(
@@ -213,7 +213,7 @@ def all_pairs(num_sites: int) -> Tensor:
 
 
 def checked_pairs(pairs: Tensor | None, num_sites: int) -> Tensor:
-    """The pairs asked for, if they are pairs of different sites."""
+    """The pairs, if each is of two different sites."""
     if pairs is None:
         return all_pairs(num_sites)
     if not isinstance(pairs, Tensor):
@@ -295,7 +295,7 @@ class RectangleDiagnostic(Diagnostic):
     def plan(self, subject: Subject, forwards: float, source: torch.Generator) -> Plan:
         """All pairs if 10 rows of them can be had, otherwise random pairs of each row's own, in 32 rows or fewer.
 
-        Were they the same in all rows, intervals clustered by row would not tell how pairs differ.
+        Were they the same in all rows, intervals clustered by row would miss how pairs differ.
         """
         pairs, order, readings = subject.pairs, subject.order, subject.readings
         each, most_rows, num_pairs = _costs(subject), len(subject.order), len(subject.pairs)

@@ -27,6 +27,7 @@ from rich.table import Table
 from rich.text import Text
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from typing_extensions import deprecated
 
 from flexgen import saving
 from flexgen.checks import did_you_mean
@@ -40,7 +41,7 @@ if TYPE_CHECKING:  # matplotlib is slow to import
     from matplotlib.figure import Figure
     from pandas.io.formats.style import Styler
 
-__all__ = ["SCALES", "Report", "Summary", "interval", "number", "told"]
+__all__ = ["SCALES", "Report", "Summary", "as_text", "interval", "number"]
 
 SCALES: dict[str, tuple[float, float, float]] = {"nats": (0.01, 0.1, 1.0), "total variation": (0.01, 0.05, 0.2)}
 """By unit: where an effect stops being negligible, where small, and where moderate; above that it is large."""
@@ -64,14 +65,14 @@ class Report:
         margin: of equivalence, in nats, or None.
         level: nominal coverage of the intervals.
         assumptions: sentences about what was looked at and how.
-        caveats: sentences about what the result cannot tell.
+        caveats: sentences about what the result does not show.
         cost: of everything.
         directions: ``"forward"`` and ``"backward"``: log odds ratios ``[M]`` of the rectangles, for the picture.
         others: further results by title (two-sample tests of scans, score asymmetry, impact): frozen dataclasses or
             effects, shown below the table; see `with_result`.
         num_pairs: of sites there are, by the name of an effect that looks at chosen pairs; where it saw fewer, the
             summary says so.
-        examples: the places with the largest gaps, in words.
+        examples: the largest single gaps, in words.
         diagnostics: the list that was followed: it explains the effects and draws the pictures.
         settings: what makes two reports comparable: seed, values, and a digest of the rows and choices of each effect.
 
@@ -198,8 +199,8 @@ class Report:
             frame[column] = [self.names[site] for site in frame[column]]
         return frame.sort_values("weighted", ascending=False, ignore_index=True)
 
-    def places(self) -> pd.DataFrame:
-        """The places with the largest gaps, in words: a row each, with both routes' numbers."""
+    def largest_gaps(self) -> pd.DataFrame:
+        """The largest single gaps in words: a row each, with both routes' numbers."""
         return pd.DataFrame(
             [
                 {
@@ -216,6 +217,11 @@ class Report:
             ],
             columns=["effect", "row", "sites", "values", "first_route", "second_route", "gap", "context"],
         )
+
+    @deprecated("Report.places is now called Report.largest_gaps.")
+    def places(self) -> pd.DataFrame:
+        """Old name of `largest_gaps`."""
+        return self.largest_gaps()
 
     # Pictures, and the file that holds everything for a reader.
 
@@ -269,7 +275,7 @@ class Report:
         described = {
             "format": _FORMAT,
             "effects": effects,
-            "others": {title: told(result) for title, result in self.others.items()},
+            "others": {title: as_text(result) for title, result in self.others.items()},
             "cost": dataclasses.asdict(self.cost),
             "examples": [dataclasses.asdict(example) for example in self.examples],
             "num_pairs": dict(self.num_pairs),
@@ -532,13 +538,13 @@ class Summary:
         return "equivalent" if verdict.startswith("equivalent") else self._sized(name).removeprefix(", ")
 
     def worst(self) -> list[str]:
-        """Where the routes disagree most, in words: pairs of sites on average, then single places."""
+        """Where the routes disagree most, in words: pairs of sites on average, then single values."""
         report, lines = self.report, []
         gaps = report.effects.get("rectangle gap")
         if gaps is not None and gaps.share_above_floor > 0:
             frame = report.pairs().head(_PAIRS_PRINTED)
             each = [
-                f"{_called(one)} and {_called(other)} {number(gap)} nats (odds ×{_odds(gap)})"
+                f"{_called(one)} and {_called(other)}, {number(gap)} nats (odds ×{_odds(gap)})"
                 for one, other, gap in zip(frame["site_0"], frame["site_1"], frame["weighted"], strict=True)
             ]
             lines.append(f"Pairs with the largest mean gaps: {'; '.join(each)}.")
@@ -579,7 +585,7 @@ class Summary:
         parts.append(table)
         parts += [Text(line) for line in self.worst()]
         for title, result in report.others.items():
-            parts.append(Text(f"{title}: {told(result)}"))
+            parts.append(Text(f"{title}: {as_text(result)}"))
         parts.append(Text("\n".join(f"· {line}" for line in self.words()), style="dim"))
         return Group(*parts)
 
@@ -604,7 +610,7 @@ def _place(example: Example) -> str:
     """An example as a sentence."""
     first, second = map(_called, example.sites)
     own = ", ".join(
-        f"{site} {values[0]} or {values[1]}" for site, values in zip((first, second), example.values, strict=True)
+        f"{site} = {values[0]} or {values[1]}" for site, values in zip((first, second), example.values, strict=True)
     )
     where = f"row {example.row}" + (f" “{example.context}”" if example.context else "")
     one, other = (number(route) for route in example.routes)
@@ -651,8 +657,8 @@ def interval(estimate: Interval) -> str:
     return f"{number(estimate.low)} to {number(estimate.high)}"
 
 
-def told(result: Any) -> str:
-    """A further result as text: what it prints, or else its numbers by name."""
+def as_text(result: Any) -> str:
+    """A further result as text: its own `str`, or else its numbers by name."""
     if not dataclasses.is_dataclass(result) or type(result).__str__ is not object.__str__:
         return str(result)
     numbers = []
@@ -665,7 +671,7 @@ def told(result: Any) -> str:
         elif isinstance(value, Estimate):
             numbers.append(f"{name} {number(value.value)} ({interval(value)})")
         elif isinstance(value, tuple) and value:
-            numbers.append(f"{name} ({'; '.join(number(v) if isinstance(v, float) else told(v) for v in value)})")
+            numbers.append(f"{name} ({'; '.join(number(v) if isinstance(v, float) else as_text(v) for v in value)})")
     return ", ".join(numbers)
 
 
@@ -733,7 +739,7 @@ def _fragment(summary: Summary, *, title: bool = True) -> str:
     report = summary.report
     name = f"<b>Compatibility of {escape(report.model)}.</b> " if title else ""
     worst = "".join(f"<p>{escape(line)}</p>" for line in summary.worst())
-    others = "".join(f"<p><b>{escape(t)}</b>: {_lines(told(r))}</p>" for t, r in report.others.items())
+    others = "".join(f"<p><b>{escape(t)}</b>: {_lines(as_text(r))}</p>" for t, r in report.others.items())
     words = "".join(f"<li>{escape(line)}</li>" for line in summary.words())
     answers = "<br>".join(f"<b>{question}</b> {escape(answer)}" for question, answer in summary.answers())
     return (
@@ -748,7 +754,7 @@ def _page(report: Report) -> str:
     title = f"Compatibility of {escape(report.model)}"
     colour = _COLOURS.get("equivalent" if report.verdict.startswith("equivalent") else report.size, "#555")
     badges = f'<span class="badge" style="background:{colour}">{escape(report._judged())}</span>'
-    others = "".join(f"<h2>{escape(t)}</h2><p>{_lines(told(r))}</p>" for t, r in report.others.items())
+    others = "".join(f"<h2>{escape(t)}</h2><p>{_lines(as_text(r))}</p>" for t, r in report.others.items())
     words = "".join(f"<li>{escape(line)}</li>" for line in summary.words())
     pictures = "".join(
         f'<img alt="Picture {k + 1} of the report" src="data:image/png;base64,{_png(report, panel)}">'
@@ -771,7 +777,7 @@ def _page(report: Report) -> str:
 
 
 def _disagreements(report: Report) -> str:
-    """The pairs that disagree most, and the places where."""
+    """The pairs that disagree most on average, and the largest single gaps."""
     if "rectangle gap" not in report.effects:
         return ""
     frame = report.pairs().head(_PAIRS_ON_PAGE)

@@ -57,9 +57,9 @@ class Rounding:
             observed: bool ``[R, N]``.
             most: rows that may pass the network; at least `least`.
 
-        Precision is that of its parameters, or of the arithmetic torch is told to use; float64 for the exact families;
-        float32 for anything else, since what a conditional answers in does not tell what it computed in. At most 64
-        questions are asked, nine times where there are real sites, and once more where there are weights. With few
+        Precision is that of its parameters, or of the arithmetic that torch is set to; float64 for the exact families;
+        float32 for anything else, since the type of an answer is not that of the computation. At most 64
+        queries are evaluated, nine times where there are real sites, and once more where there are weights. With few
         rows to spend, fewer, and the largest change counts for more.
         """
         conditional = answers.conditional
@@ -106,7 +106,7 @@ class Rounding:
 def unit_roundoff(conditional: Conditional) -> float:
     """u of the arithmetic a conditional computes in: half the gap between 1 and the next number.
 
-    The coarsest of its weights' and of what torch is told to use on their device: autocast, and products of float32
+    The coarsest of its weights' and of what torch is set to on their device: autocast, and products of float32
     matrices or convolutions in TF32 or bfloat16. What a model switches on inside its own forward is not seen.
     """
     if isinstance(conditional, _DOUBLE):

@@ -29,8 +29,8 @@ _ENTRIES_AT_ONCE = 1 << 24  # numbers in the answers of one batch: 64 MiB in flo
 _LARGEST_BATCH = 4096
 _HASHED_AT_ONCE = 1 << 22  # entries of requests held at once while they are compared
 _QUESTIONS = 8
-_PASSES = 3  # of each: asked, asked again, asked with other values at unobserved places
-_UNITS = 64.0  # of roundoff, by which the same question may be answered otherwise
+_PASSES = 3  # of each query: as it is, repeated, and with other values at unobserved sites
+_UNITS = 64.0  # of roundoff, by which answers to the same query may differ
 _SUM = 0.02  # by which probabilities of a site may miss a sum of 1; a softmax in bfloat16 stays below it
 _MOST_CATEGORIES = 32  # of a site that log_prob is summed over
 
@@ -40,7 +40,7 @@ class Requests:
     """Questions p(x_site | x_C), made on demand, so that a million of them need no memory.
 
     Args:
-        sites: int64 ``[M]``, the site each asks for.
+        sites: int64 ``[M]``, the target of each.
         make: numbers of requests ``[b]`` -> their x ``[b, N]`` and observed, bool ``[b, N]``.
     """
 
@@ -108,10 +108,10 @@ class SiteAnswers:
 
     Attributes:
         num_categories: K of every site without a code for absent sites, 0 where it is not categorical.
-        cost: of all questions so far.
+        cost: of all requests so far.
 
     A conditional whose rows differ in length says by ``absent(x)`` -> bool ``[B, N]`` which sites lie behind a row's
-    end. They are observed in every question and never asked for; their code, the last category, is no value of a site.
+    end. They are observed in every query and never its target; their code, the last category, is no value of a site.
 
     Marginals are used where there are any: a row then answers for every value of every site that is not observed. With
     `log_prob` alone, every value of every site is a row of its own.
@@ -147,7 +147,7 @@ class SiteAnswers:
         self.cost = Cost()
 
     def present_in(self, x: Tensor) -> Tensor:
-        """Which entries of data rows can be asked for, bool ``[R, N]``: neither missing nor absent."""
+        """Which entries of data rows a query may target, bool ``[R, N]``: neither missing nor absent."""
         return present_in(x) & ~absent_in(self.conditional, x)
 
     @torch.no_grad()
@@ -157,11 +157,11 @@ class SiteAnswers:
         for numbers, at, x, query in self._batches(requests):
             assert isinstance(self.conditional, HasMarginals)
             marginals = self.conditional.marginals(x, query)
-            asked = requests.sites[numbers]
+            sites = requests.sites[numbers]
             one_pass = isinstance(marginals, CategoricalMarginals)
-            layers = [torch.arange(len(at), device=at.device)] if one_pass else _layers(at * x.shape[1] + asked)
+            layers = [torch.arange(len(at), device=at.device)] if one_pass else _layers(at * x.shape[1] + sites)
             for some in layers:
-                answer = reader(SiteDistributions(marginals, x, at[some], asked[some], numbers[some]))
+                answer = reader(SiteDistributions(marginals, x, at[some], sites[some], numbers[some]))
                 if out is None:
                     out = answer.new_empty(len(requests), *answer.shape[1:])
                 out[numbers[some]] = answer
@@ -293,12 +293,12 @@ def _layers(keys: Tensor) -> Iterator[Tensor]:
 def check_answers(answers: SiteAnswers, x: Tensor, present: Tensor, *, unit: float, most: int, seed: int = 0) -> bool:
     """Refuses a model whose answers are no conditional probabilities.
 
-    A few one-site questions, half of them about complete conditionals and half in random contexts, are asked twice, and
-    once more with other values where nothing is observed. The answers must be the same, and those of a categorical site
-    must sum to 1 over its categories. Densities of real sites are not integrated.
+    A few one-site queries, half of them complete conditionals and half in random contexts, are evaluated twice, and
+    once more with other values at unobserved sites. The answers must be the same, and those of a categorical site must
+    sum to 1 over its categories. Densities of real sites are not integrated.
 
     Args:
-        answers: of the model; the questions are counted in their cost.
+        answers: of the model; these rows are counted in their cost.
         x: ``[R, N]``, data rows.
         present: bool ``[R, N]``.
         unit: unit roundoff of the model's arithmetic.
@@ -306,7 +306,7 @@ def check_answers(answers: SiteAnswers, x: Tensor, present: Tensor, *, unit: flo
         seed: of rows, sites and contexts.
 
     Returns:
-        Whether there was anything to ask, and rows for it.
+        Whether anything could be checked with these rows.
 
     Raises:
         FlexgenError: names what is wrong with the answers.
@@ -324,11 +324,11 @@ def check_answers(answers: SiteAnswers, x: Tensor, present: Tensor, *, unit: flo
     first = (number + 1) // 2
     kept[:first] = True
     observed = (present[row] & kept).scatter(1, site[:, None], False)
-    asked = False
+    checked = False
     for part in (slice(0, first), slice(first, number)):
         if part.start < part.stop:
-            asked |= _check(answers, x[row[part]], observed[part], site[part], enumerates, unit)
-    return asked
+            checked |= _check(answers, x[row[part]], observed[part], site[part], enumerates, unit)
+    return checked
 
 
 def _check(answers: SiteAnswers, x: Tensor, observed: Tensor, site: Tensor, enumerates: bool, unit: float) -> bool:
@@ -344,20 +344,20 @@ def _check(answers: SiteAnswers, x: Tensor, observed: Tensor, site: Tensor, enum
     own = x[each, site].double()[:, None]
     try:
         (before, by_category), (again, _), (after, _) = (
-            _asked(answers, torch.where(read, x, fill), query, site, own) for fill in (blank, blank, other)
+            _evaluated(answers, torch.where(read, x, fill), query, site, own) for fill in (blank, blank, other)
         )
         sums = _by_value(answers, torch.where(read, x, blank), query, site) if enumerates else None
     except FlexgenError as error:
         if error.argument in ("marginals", "log_probs"):
-            raise  # what came back is no answer to any question
-        return False  # a model need not answer every question; diagnostics say which they could not ask
+            raise  # the answer has the wrong form
+        return False  # a model need not answer every query; diagnostics report those that it refuses
     name = type(answers.conditional).__name__
     noise = _differ(before, again, unit)
     if noise is not None:
         raise FlexgenError(
             "model",
-            f"{name} answers the same question twice and differently, by up to {noise:.2g} nats: its answers are "
-            "random, and no incompatibility can be told from that",
+            f"{name} gives two answers to the same query, which differ by up to {noise:.2g} nats: its answers are "
+            "random, and so would be all effects",
             "Turn off what draws inside it (dropout, noise, sampled masks), or fix its seed in every call.",
         )
     change = _differ(before, after, unit)
@@ -375,7 +375,7 @@ def _check(answers: SiteAnswers, x: Tensor, observed: Tensor, site: Tensor, enum
     return True
 
 
-def _asked(answers: SiteAnswers, x: Tensor, query: Query, site: Tensor, own: Tensor) -> tuple[Tensor, bool]:
+def _evaluated(answers: SiteAnswers, x: Tensor, query: Query, site: Tensor, own: Tensor) -> tuple[Tensor, bool]:
     """Log-probabilities of every category ``[b, K]``, or of the data's own value ``[b, 1]``; which of the two."""
     conditional, each, by_category = answers.conditional, torch.arange(len(x), device=x.device), False
     began = time.perf_counter()
@@ -402,7 +402,7 @@ def _by_value(answers: SiteAnswers, x: Tensor, query: Query, site: Tensor) -> Te
         filled = x.clone()
         known = code < counts
         filled[torch.arange(len(x), device=x.device), site] = torch.where(known, code, 0).to(x.dtype)
-        found = _asked(answers, filled, query, site, filled[:, :1])[0][:, 0]
+        found = _evaluated(answers, filled, query, site, filled[:, :1])[0][:, 0]
         columns.append(torch.where(known, found, torch.where(counts > 0, -torch.inf, torch.nan)))
     return torch.stack(columns, dim=-1)
 

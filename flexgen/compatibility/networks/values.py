@@ -50,7 +50,7 @@ class Values:
         whole_number("max_categories", self.max_categories, 1)
 
     @classmethod
-    def wanted(cls, values: Values | None, answers: SiteAnswers, pool: Tensor | None = None) -> Values:
+    def or_default(cls, values: Values | None, answers: SiteAnswers, pool: Tensor | None = None) -> Values:
         """`values`, or the default: draws from the model where it has marginals, otherwise values of data rows."""
         if values is not None and not isinstance(values, Values):
             raise FlexgenError("values", f"is {kind_of(values)}", "Pass flexgen.compatibility.Values(...), or None.")
@@ -221,8 +221,8 @@ def _log_shares(pool: Tensor, present: Tensor, sites: Tensor, values: Tensor) ->
     shares = torch.ones_like(values)
     for site in torch.unique(sites).tolist():
         column = pool[present[:, site], site].double().sort().values
-        asked = values[sites == site].contiguous()
-        ends = [torch.searchsorted(column, asked, right=right) for right in (False, True)]
+        looked_up = values[sites == site].contiguous()
+        ends = [torch.searchsorted(column, looked_up, right=right) for right in (False, True)]
         # The data's own value counts as there, whatever the pool.
         shares[sites == site] = (ends[1] - ends[0]).clamp_min(1).double() / max(len(column), 1)
     return shares.log()

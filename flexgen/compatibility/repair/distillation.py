@@ -4,8 +4,8 @@ Network-targeted pseudo-likelihood minimises
 
     sum over rows x and sites i of KL(q_i(. | x_{-i}) || p_i(. | x_{-i})),    p(x) ∝ exp(-E(x)),
 
-with the network's q_i as targets, not the data: no sampling, no normalising constant, and N questions to the network a
-row, asked once. Over all states alike, of sites with equally many categories, and with a free energy for every state,
+with the network's q_i as targets, not the data: no sampling, no normalising constant, and N queries of the network a
+row, once. Over all states alike, of sites with equally many categories, and with a free energy for every state,
 the minimiser is the closest joint by kind "AG" (Arnold & Gokhale 1998); over rows of a distribution it weighs contexts
 by that distribution. Source of the criterion with data as targets: Besag (1975).
 """
@@ -154,7 +154,7 @@ def _mean_kl(model: EnergyModel, data: TensorData) -> float:
 def complete_conditionals(answers: SiteAnswers, x: Tensor) -> Tensor:
     """log q(x_i = v | rest of the row) of every site and value, float64 ``[R, N, K]``; -inf beyond a site's categories.
 
-    Each distinct context is asked for once.
+    Each distinct context is evaluated once.
     """
     space = answers.conditional.space
     num_rows, num_sites = x.shape
@@ -167,8 +167,8 @@ def complete_conditionals(answers: SiteAnswers, x: Tensor) -> Tensor:
         return x[some // num_sites], observed.scatter(1, site[some, None], False)
 
     possible = values < sizes[site][:, None]
-    asked = torch.where(possible, values, 0).double()
-    log_probs = answers.log_prob(Requests(site, make), asked).masked_fill(~possible, -torch.inf)
+    possible_values = torch.where(possible, values, 0).double()
+    log_probs = answers.log_prob(Requests(site, make), possible_values).masked_fill(~possible, -torch.inf)
     return log_probs.log_softmax(-1).view(num_rows, num_sites, -1)
 
 

@@ -139,7 +139,7 @@ class Penalised:
         weight: nats of the objective that one unit of the penalty is worth.
         ramp: share of training over which the weight rises from zero, for networks trained from scratch.
 
-    Validation asks for the sum at full weight.
+    Validation uses the sum at full weight.
     """
 
     def __init__(self, objective: Objective, penalty: Objective, *, weight: float = 1.0, ramp: float = 0.0) -> None:
@@ -164,7 +164,7 @@ class Penalised:
         return Penalised(objective, penalty, weight=self.weight * share)
 
     def check(self, network: nn.Module, batch: Batch, *, argument: str = "data") -> None:
-        """Whether the objective can score the network on such a batch, where it can tell."""
+        """Whether the objective can score the network on such a batch, where that can be known."""
         if isinstance(self.objective, CheckingObjective):
             self.objective.check(network, batch, argument=argument)
 
@@ -248,18 +248,18 @@ class Places:
 
 
 class Answers:
-    """One-site answers of several questions in one pass of the network."""
+    """One-site answers to several queries in one pass of the network."""
 
-    def __init__(self, network: HasMarginals, asked: list[tuple[Tensor, Tensor, Tensor]]) -> None:
-        """Args: asked: x ``[G, N]``, observed ``[G, N]`` and the sites asked for, bool ``[G, N]``, of each question."""
-        x, observed, target = (torch.cat(part) for part in zip(*asked, strict=True))
+    def __init__(self, network: HasMarginals, queries: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+        """Args: queries: x ``[G, N]``, observed ``[G, N]`` and targets, bool ``[G, N]``, of each."""
+        x, observed, target = (torch.cat(part) for part in zip(*queries, strict=True))
         seen = torch.where(observed, x, torch.zeros_like(x))
         self.marginals: Marginals = network.marginals(seen, Query(target, observed))
-        self.num_questions = len(asked)
+        self.num_queries = len(queries)
 
     def log_prob(self, *values: Tensor) -> tuple[Tensor, ...]:
-        """log p of x ``[G, N]`` under each question, at every site: ``[G, N]`` each."""
-        return self.marginals.log_prob(torch.cat(values)).chunk(self.num_questions)
+        """log p of x ``[G, N]`` under each query, at every site: ``[G, N]`` each."""
+        return self.marginals.log_prob(torch.cat(values)).chunk(self.num_queries)
 
 
 def rectangle_gaps(network: HasMarginals, places: Places, others: Tensor | None) -> Tensor:
@@ -303,12 +303,12 @@ def circulation_gaps(network: HasMarginals, places: Places, others: Tensor | Non
     u = rng.uniform((len(x), 1 + x.shape[1]), generator=places.streams("contexts"), dtype=torch.float64)
     given = subsets(places.given, u)
     is_i, is_j = _only(i, x), _only(j, x)
-    asked = [
+    queries = [
         (x, places.observing(given=given), is_i | is_j),
         (x, places.observing(i, given=given), is_j),
         (x, places.observing(j, given=given), is_i),
     ]
-    heads, given_a, given_b = Answers(network, asked).log_prob(x, x, x)
+    heads, given_a, given_b = Answers(network, queries).log_prob(x, x, x)
     return _at(heads, i) + _at(given_a, j) - _at(heads, j) - _at(given_b, i)
 
 
@@ -316,7 +316,7 @@ _GAPS = {"rectangles": rectangle_gaps, "circulations": circulation_gaps}
 
 
 def _other_values(marginals: Marginals, x: Tensor, places: Places) -> Tensor:
-    """Draws of the answers of two questions, ``[2, G, N]``, without gradient."""
+    """Draws of the answers to two queries, ``[2, G, N]``, without gradient."""
     streams = Streams(rng.key(0, "values"), torch.cat([2 * places.names, 2 * places.names + 1]))
     with torch.no_grad():
         if isinstance(marginals, CategoricalMarginals):
