@@ -366,7 +366,7 @@ class MarginalConditional:
         if inspect.isfunction(own):
             cls.marginals = _checked(own)  # type: ignore[method-assign]
 
-    def marginals(self, x: Tensor, query: Query, *, sites: Tensor | None = None) -> Marginals:  # noqa: ARG002
+    def marginals(self, x: Tensor, query: Query) -> Marginals:  # noqa: ARG002
         name = type(self).__name__
         fix = "Define marginals(self, x, query), which returns CategoricalMarginals or the like."
         raise FlexgenError("marginals", f"are missing in {name}", fix)

@@ -9,9 +9,6 @@ import torch
 from torch import Tensor
 
 from flexgen import rng
-<<<<<<< HEAD
-from flexgen.conditional import CategoricalMarginals, Conditional, HasMarginals, MarginalConditional, absent_in
-=======
 from flexgen.answers import Answers, answers_of
 from flexgen.conditional import (
     BernoulliMarginals,
@@ -19,9 +16,9 @@ from flexgen.conditional import (
     Conditional,
     HasMarginals,
     MarginalConditional,
+    absent_in,
     marginals_at,
 )
->>>>>>> 370ad2f (Marginals of named sites only, a Bernoulli path, and declarations of what a conditional answers)
 from flexgen.errors import FlexgenError, UnsupportedQueryError
 from flexgen.query import Query
 from flexgen.rng import Streams
@@ -59,14 +56,10 @@ class TemperedConditional(MarginalConditional):
     def space(self) -> Space:
         return self.conditional.space
 
-<<<<<<< HEAD
     def absent(self, x: Tensor) -> Tensor:
         """Where rows of different lengths have ended, as the conditional says."""
         return absent_in(self.conditional, x)
 
-    def marginals(self, x: Tensor, query: Query) -> CategoricalMarginals:
-        marginals = self.conditional.marginals(x, query)
-=======
     @property
     def answers(self) -> Answers:
         return answers_of(self.conditional)
@@ -76,7 +69,6 @@ class TemperedConditional(MarginalConditional):
             marginals = self.conditional.marginals(x, query)
         else:
             marginals = marginals_at(self.conditional, x, query, sites)
->>>>>>> 370ad2f (Marginals of named sites only, a Bernoulli path, and declarations of what a conditional answers)
         if not isinstance(marginals, CategoricalMarginals):
             raise UnsupportedQueryError(
                 "conditional", f"gives {type(marginals).__name__}", "Only categorical marginals can be tempered."
