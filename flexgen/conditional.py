@@ -6,6 +6,7 @@ are separate protocols, because a diffusion model samples without a density and 
 Shared contract, tested for every conditional of the package:
 
 * ``x`` is ``[B, N, *site]``; what stands at unobserved places is never read.
+* `marginals` answers for all sites, or for those alone that are named by ``sites``.
 * `sample` fills the target; observed sites come back bit-identical, and so does every other place.
 * `log_prob` is in nats, ``[B]``, joint over the target; an empty target has log-probability 0.
 * Randomness is the keyword argument ``generator``; the global generator of torch is never touched.
@@ -19,10 +20,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from flexgen import rng
+from flexgen.answers import answers_of
 from flexgen.checks import kind_of
 from flexgen.errors import FlexgenError, SpaceError, UnsupportedQueryError
 from flexgen.query import Query
@@ -30,6 +32,7 @@ from flexgen.rng import Randomness
 from flexgen.space import Space
 
 __all__ = [
+    "BernoulliMarginals",
     "CanSample",
     "CategoricalMarginals",
     "Conditional",
@@ -37,8 +40,15 @@ __all__ = [
     "HasMarginals",
     "MarginalConditional",
     "Marginals",
+    "SelectedMarginals",
     "absent_in",
     "check_marginals",
+    "marginals_at",
+    "put_at",
+    "select_marginals",
+    "take_at",
+    "takes_sites",
+    "target_sites",
 ]
 
 
@@ -65,9 +75,10 @@ class HasLogProb(Conditional, Protocol):
 
 
 class Marginals(Protocol):
-    """The one-site answers p(x_i | x_C) at every site of a batch of rows.
+    """The one-site answers p(x_i | x_C) at every site of a batch of rows, or at the S sites that were named.
 
-    Entries at observed sites are meaningless and finite.
+    With named sites every N below is an S, and values go in and come out in the order of the names. Entries at
+    observed sites are meaningless and finite.
     """
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -90,8 +101,42 @@ class Marginals(Protocol):
 @runtime_checkable
 class HasMarginals(Conditional, Protocol):
     def marginals(self, x: Tensor, query: Query) -> Marginals:
-        """p(x_i | x_C) for every target i, each on its own."""
+        """p(x_i | x_C) for every target i, each on its own.
+
+        A conditional that can compute some sites alone takes ``sites`` besides, a keyword: int64 ``[S]`` for all rows
+        or ``[B, S]``, and answers for these alone. Callers ask through `marginals_at`, which serves both kinds.
+        """
         ...
+
+
+def take_at(values: Tensor, sites: Tensor) -> Tensor:
+    """The entries of ``[B, N, ..]`` at sites ``[S]`` or ``[B, S]``: ``[B, S, ..]``."""
+    if sites.ndim == 1:
+        return values.index_select(1, sites)
+    return values[torch.arange(len(sites), device=sites.device)[:, None], sites]
+
+
+def put_at(values: Tensor, sites: Tensor, new: Tensor) -> Tensor:
+    """A copy of ``[B, N, ..]`` with ``[B, S, ..]`` at sites ``[S]`` or ``[B, S]``."""
+    if sites.ndim == 1:
+        return values.index_copy(1, sites, new)
+    return values.index_put((torch.arange(len(sites), device=sites.device)[:, None], sites), new)
+
+
+def target_sites(query: Query) -> tuple[Tensor, Tensor]:
+    """The targets' numbers, to name them to `marginals_at`.
+
+    Returns:
+        Sites int64 ``[S]`` where all rows share a query ``[N]``, else ``[B, S]`` with S the targets of the fullest row;
+        and which entries are targets, bool of the same shape. The others repeat sites that are none.
+    """
+    if not query.is_batched:
+        sites = query.target.nonzero().flatten()
+        return sites, torch.ones_like(sites, dtype=torch.bool)
+    counts = query.target.sum(-1)  # [B]
+    most = int(counts.max()) if len(counts) else 0
+    order = (~query.target).to(torch.uint8).argsort(dim=1, stable=True)  # targets first
+    return order[:, :most], torch.arange(most, device=query.device) < counts[:, None]
 
 
 class CategoricalMarginals:
@@ -125,19 +170,152 @@ class CategoricalMarginals:
     def mode(self) -> Tensor:
         return self.log_probs.argmax(-1)
 
+    def at(self, sites: Tensor) -> CategoricalMarginals:
+        """The same answers at sites ``[S]`` or ``[B, S]`` alone."""
+        return CategoricalMarginals(take_at(self.log_probs, sites))
 
-def check_marginals(marginals: Any, x: Tensor, owner: object) -> None:
+    @property
+    def shape(self) -> torch.Size:
+        """``[B, N]``."""
+        return self.log_probs.shape[:2]
+
+
+class BernoulliMarginals(CategoricalMarginals):
+    """Marginals of binary sites from one logit each, without a softmax over two categories.
+
+    Args:
+        logits: ``[B, N]``, log p(x_i = 1) - log p(x_i = 0), as a network's last layer gives it; may be infinite.
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            wrong = f"has shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"is {kind_of(logits)}"
+            raise FlexgenError("logits", wrong, "Pass [B, N]: the log-odds of category 1 for each row and site.")
+        self.logits = logits
+
+    @functools.cached_property
+    def log_probs(self) -> Tensor:  # type: ignore[override]
+        """``[B, N, 2]``, for whoever reads categories."""
+        return nn.functional.logsigmoid(torch.stack([-self.logits, self.logits], -1))
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        sign = torch.where(x.nan_to_num(0.0) >= 1, 1.0, -1.0).to(self.logits.dtype)
+        return nn.functional.logsigmoid(sign * self.logits)
+
+    def sample(self, *, generator: Randomness) -> Tensor:
+        # The very numbers at which the two categories' distribution function is inverted.
+        u = rng.uniform(self.logits.shape, generator=generator, dtype=self.logits.dtype)
+        return (u >= torch.sigmoid(-self.logits)).long()
+
+    def mean(self) -> Tensor:
+        return torch.sigmoid(self.logits)
+
+    def mode(self) -> Tensor:
+        return (self.logits > 0).long()
+
+    def at(self, sites: Tensor) -> BernoulliMarginals:
+        return BernoulliMarginals(take_at(self.logits, sites))
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.logits.shape
+
+
+class SelectedMarginals:
+    """Answers for some sites, read off answers for all.
+
+    Args:
+        marginals: of all sites of `x`.
+        x: ``[B, N, *site]``, for its shape, type and device.
+        sites: int64 ``[S]`` or ``[B, S]``.
+    """
+
+    def __init__(self, marginals: Marginals, x: Tensor, sites: Tensor) -> None:
+        self.marginals, self.sites = marginals, sites
+        self._blank = torch.zeros_like(x)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        everywhere = put_at(self._blank.to(x.dtype), self.sites, x)
+        return take_at(self.marginals.log_prob(everywhere), self.sites)
+
+    def sample(self, *, generator: Randomness) -> Tensor:
+        draw_one = getattr(self.marginals, "sample_site", None)
+        if draw_one is not None and self.sites.shape[-1] == 1:
+            site = int(self.sites[0]) if self.sites.ndim == 1 else self.sites[:, 0]
+            one: Tensor = draw_one(site, generator=generator)
+            return one[:, None]
+        return take_at(self.marginals.sample(generator=generator), self.sites)
+
+    def mean(self) -> Tensor:
+        return take_at(self.marginals.mean(), self.sites)
+
+    def mode(self) -> Tensor:
+        return take_at(self.marginals.mode(), self.sites)
+
+
+def select_marginals(marginals: Marginals, x: Tensor, sites: Tensor) -> Marginals:
+    """Answers for all sites of `x`, cut down to some; see `marginals_at`."""
+    if "at" in vars(type(marginals)):  # its own: a subclass may draw otherwise than its base
+        chosen: Marginals = marginals.at(sites)  # type: ignore[attr-defined]
+        return chosen
+    return SelectedMarginals(marginals, x, sites)
+
+
+@functools.lru_cache(maxsize=512)
+def _has_sites(function: Callable[..., Any]) -> bool:
+    parameters = inspect.signature(function).parameters
+    return "sites" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def takes_sites(conditional: HasMarginals) -> bool:
+    """Whether the conditional computes the marginals of named sites alone: its method has a parameter ``sites``."""
+    method = conditional.marginals
+    function = getattr(method, "__func__", method)
+    declared: bool | None = getattr(function, "_takes_sites", None)
+    return _has_sites(function) if declared is None else declared
+
+
+def marginals_at(conditional: HasMarginals, x: Tensor, query: Query, sites: Tensor) -> Marginals:
+    """p(x_i | x_C) at some sites alone, ``[B, S]`` where marginals of all sites have ``[B, N]``.
+
+    A conditional whose `marginals` has a parameter ``sites`` computes these alone; the answers of others are cut down.
+
+    Args:
+        conditional: has marginals.
+        x: ``[B, N, *site]``.
+        query: what is observed.
+        sites: int64 ``[S]``, the same for all rows, or ``[B, S]``.
+    """
+    if takes_sites(conditional):
+        found = conditional.marginals(x, query, sites=sites)  # type: ignore[call-arg]
+        check_marginals(found, x, conditional, num_sites=sites.shape[-1])
+        return found
+    marginals = conditional.marginals(x, query)
+    check_marginals(marginals, x, conditional)
+    return select_marginals(marginals, x, sites)
+
+
+def check_marginals(marginals: Any, x: Tensor, owner: object, *, num_sites: int | None = None) -> None:
     """Raises unless `owner` answered a question about `x` with marginals of its rows and sites; costs half a µs.
+
+    Args:
+        num_sites: how many sites were named; None: none were, and all of x are meant.
 
     Raises:
         FlexgenError: names the owner's class, what it returned and what to return.
     """
     if isinstance(marginals, CategoricalMarginals):
-        found = marginals.log_probs.shape
-        if found[:2] == x.shape[:2]:
+        found = marginals.shape
+        if found == (len(x), x.shape[1] if num_sites is None else num_sites):
             return
-        wrong = f"have shape {tuple(found)}, but x has {tuple(x.shape)}"
-        fix = f"Return log-probabilities [B, N, K] = [{x.shape[0]}, {x.shape[1]}, K]."
+        binary = isinstance(marginals, BernoulliMarginals)
+        shape = found if binary else marginals.log_probs.shape
+        what, K = ("logits", "") if binary else ("log-probabilities", ", K")
+        wrong = f"have shape {tuple(shape)}, but x has {tuple(x.shape)}"
+        fix = f"Return {what} [B, N{K}] = [{x.shape[0]}, {x.shape[1]}{K}]."
+        if num_sites is not None:
+            wrong += f" and {num_sites} sites were named"
+            fix = f"Return {what} [B, S{K}] = [{x.shape[0]}, {num_sites}{K}], in the order of `sites`."
     elif not isinstance(marginals, Tensor | Distribution) and (
         hasattr(marginals, "sample") or hasattr(marginals, "log_prob")
     ):
@@ -199,32 +377,56 @@ class MarginalConditional:
         Args:
             x: ``[B, N]``.
             query: what is asked.
-            order: int ``[N]`` or ``[B, N]``, the permutation of sites in which the chain rule visits the targets.
+            order: int64 ``[N]`` or ``[B, N]``, the permutation of sites in which the chain rule visits the targets.
             factorized: sum the marginals of all targets given C instead, as if they were independent. One evaluation,
-                and the log-probability of another model.
+                and the log-probability of another model, unless the targets are independent given C.
+
+        Targets that are independent by what `answers` declares are always summed, in one evaluation.
         """
+        if factorized and order is not None:
+            raise UnsupportedQueryError("order", "is given with factorized=True", "A product has no order: drop one.")
+        if factorized or answers_of(self).factorizes(query):
+            return self._sum_at_targets(x, query)
         query = query.expand(len(x))
-        if factorized:
-            if order is not None:
-                raise UnsupportedQueryError(
-                    "order", "is given with factorized=True", "A product has no order: drop one."
-                )
-            log_probs = self.marginals(x, query).log_prob(x)
-            return torch.where(query.target, log_probs, 0.0).sum(-1)
         total: Tensor | None = None
         for step in query.chain(order):
-            log_probs = self.marginals(x, step).log_prob(x)  # [B, N]
-            term = torch.where(step.target, log_probs, 0.0).sum(-1)
+            term = self._sum_at_targets(x, step)
             total = term if total is None else total + term
         return x.new_zeros(len(x), dtype=torch.get_default_dtype()) if total is None else total
 
     def sample(self, x: Tensor, query: Query, *, generator: Randomness, order: Tensor | None = None) -> Tensor:
-        """x with the target drawn by the chain rule, in the given order."""
+        """x with the target drawn by the chain rule, in the given order.
+
+        Targets that are independent by what `answers` declares are drawn in one evaluation.
+        """
+        if answers_of(self).factorizes(query):
+            sites, is_target = target_sites(query)
+            draw = marginals_at(self, x, query, sites).sample(generator=generator).to(x.dtype)
+            if sites.ndim == 2:
+                draw = torch.where(_over_events(is_target, x), draw, take_at(x, sites))
+            return put_at(x, sites, draw)
         query = query.expand(len(x))
         for step in query.chain(order):
-            draw = self.marginals(x, step).sample(generator=generator)
-            x = torch.where(step.target, draw.to(x.dtype), x)
+            if takes_sites(self):
+                sites = step.target.long().argmax(-1, keepdim=True)  # [B, 1]; 0 in rows that have no target left
+                draw = marginals_at(self, x, step, sites).sample(generator=generator)
+            else:
+                draw = self.marginals(x, step).sample(generator=generator)
+            x = torch.where(_over_events(step.target, x), draw.to(x.dtype), x)
         return x.clone() if not query.target.any() else x
+
+    def _sum_at_targets(self, x: Tensor, query: Query) -> Tensor:
+        """The sum of the targets' own log-probabilities given the observed sites, ``[B]``."""
+        if not takes_sites(self):
+            return torch.where(query.target, self.marginals(x, query).log_prob(x), 0.0).sum(-1)
+        sites, is_target = target_sites(query)
+        log_probs = marginals_at(self, x, query, sites).log_prob(take_at(x, sites))  # [B, S]
+        return torch.where(is_target, log_probs, 0.0).sum(-1)
+
+
+def _over_events(sites: Tensor, x: Tensor) -> Tensor:
+    """bool ``[.., N]``, made to broadcast against x ``[B, N, *site]``."""
+    return sites.view(*sites.shape, *(1,) * (x.ndim - 2))
 
 
 def absent_in(conditional: Any, x: Tensor) -> Tensor:
@@ -237,10 +439,20 @@ def absent_in(conditional: Any, x: Tensor) -> Tensor:
 
 
 def _checked(answer: Callable[..., Any]) -> Callable[..., Any]:
+    """A subclass's method with its answers checked; takes ``sites`` whether the method does so itself or not."""
+    native = _has_sites(answer)
+
     @functools.wraps(answer)
-    def marginals(self: MarginalConditional, x: Tensor, *rest: Any, **named: Any) -> Any:
+    def marginals(self: MarginalConditional, x: Tensor, *rest: Any, sites: Tensor | None = None, **named: Any) -> Any:
+        if sites is None or native:
+            if sites is not None:
+                named["sites"] = sites
+            found = answer(self, x, *rest, **named)
+            check_marginals(found, x, self, num_sites=None if sites is None else sites.shape[-1])
+            return found
         found = answer(self, x, *rest, **named)
         check_marginals(found, x, self)
-        return found
+        return select_marginals(found, x, sites)
 
+    marginals._takes_sites = native  # type: ignore[attr-defined]
     return marginals

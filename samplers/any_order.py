@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from flexgen import rng
-from flexgen.conditional import Conditional, HasLogProb, HasMarginals
+from flexgen.conditional import Conditional, HasLogProb, HasMarginals, marginals_at, take_at
 from flexgen.errors import FlexgenError, SpaceError, UnsupportedQueryError
 from flexgen.query import Query
 from flexgen.rng import Randomness
@@ -171,10 +171,10 @@ def _one_order(conditional: Conditional, x: Tensor, query: Query, order: Tensor)
     total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     walk = _site_by_site(query, order)
     for step in walk:
-        assert isinstance(step, Query)
+        assert isinstance(step, SiteQuery)
         if isinstance(conditional, HasMarginals):
-            each = conditional.marginals(x, step).log_prob(x)  # [B, N]
-            total = total + torch.where(step.target, each, 0.0).sum(-1)
+            each = marginals_at(conditional, x, step, step.sites).log_prob(take_at(x, step.sites))[:, 0]
+            total = total + (each if step.asks is None else torch.where(step.asks, each, 0.0))
         elif isinstance(conditional, HasLogProb):
             total = total + conditional.log_prob(x, step)
         else:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flexgen import rng
-from flexgen.conditional import CanSample, Conditional, HasLogProb, HasMarginals
+from flexgen.conditional import CanSample, Conditional, HasLogProb, HasMarginals, marginals_at, take_at
 from flexgen.errors import FlexgenError, UnsupportedQueryError
 from flexgen.query import Query
 from flexgen.rng import Randomness, Streams
@@ -133,12 +133,14 @@ class MetropolisKernel:
 def _propose(conditional: Conditional, x: Tensor, query: Query, generator: Randomness) -> tuple[Tensor, Tensor, Tensor]:
     """A proposal with log q of going back and of going forth, ``[B]`` float64."""
     if isinstance(query, SiteQuery) and isinstance(conditional, HasMarginals):
-        marginals = conditional.marginals(x, query)
-        draw = marginals.sample(generator=generator).to(x.dtype)
-        proposal = torch.where(query.target.view(*query.target.shape, *(1,) * (x.ndim - 2)), draw, x)
+        marginals = marginals_at(conditional, x, query, query.sites)
+        draw = marginals.sample(generator=generator).to(x.dtype)  # [B, 1, *site]
+        target = query.target.view(*query.target.shape, *(1,) * (x.ndim - 2))
+        proposal = torch.where(target, draw, x)
 
         def log_q(value: Tensor) -> Tensor:
-            return torch.where(query.target, marginals.log_prob(value).double(), 0.0).sum(-1)
+            log_probs = marginals.log_prob(take_at(value, query.sites)).double()[:, 0]
+            return log_probs if query.asks is None else torch.where(query.asks, log_probs, 0.0)
 
         return proposal, log_q(x), log_q(proposal)
     if not isinstance(conditional, CanSample) or not isinstance(conditional, HasLogProb):

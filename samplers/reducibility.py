@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from flexgen.answers import Answers, answers_of
 from flexgen.conditional import (
     CanSample,
     CategoricalMarginals,
@@ -20,6 +21,8 @@ from flexgen.conditional import (
     HasMarginals,
     MarginalConditional,
     Marginals,
+    marginals_at,
+    take_at,
 )
 from flexgen.errors import UnsupportedQueryError
 from flexgen.query import Query
@@ -57,14 +60,17 @@ class ReducibilityWatch:
     def note(self, marginals: Marginals, query: SiteQuery) -> None:
         if not isinstance(marginals, CategoricalMarginals):
             return
+        log_probs = marginals.log_probs  # [B, N, K], or [B, 1, K] of the query's site alone
+        at = log_probs[:, 0] if log_probs.shape[1] == 1 else take_at(log_probs, query.sites)[:, 0]
+        has_choice = at.amax(-1) < 0  # [B]
         if isinstance(query.site, int):
             self.num_visits[:, query.site] += 1
-            self.has_choice[:, query.site] |= marginals.log_probs[:, query.site].amax(-1) < 0
+            self.has_choice[:, query.site] |= has_choice
         else:
             rows = torch.arange(len(self.has_choice), device=query.device)
             asked = query.target[rows, query.site]  # [B]
             self.num_visits[rows, query.site] += asked
-            self.has_choice[rows, query.site] |= asked & (marginals.log_probs[rows, query.site].amax(-1) < 0)
+            self.has_choice[rows, query.site] |= asked & has_choice
 
     def stuck(self) -> Tensor:
         """Bool ``[B, N]``: places that were deterministic given the rest at every one of enough visits."""
@@ -91,12 +97,21 @@ class _Watched:
     def space(self) -> Space:
         return self._conditional.space
 
+    @property
+    def answers(self) -> Answers:
+        return answers_of(self._conditional)
+
+    def _marginals(self, x: Tensor, query: Query, sites: Tensor | None) -> Marginals:
+        if sites is None:
+            return self._conditional.marginals(x, query)
+        return marginals_at(self._conditional, x, query, sites)
+
 
 class _WatchedMarginals(_Watched, MarginalConditional):
     """Notes marginals as they pass."""
 
-    def marginals(self, x: Tensor, query: Query) -> Marginals:
-        marginals = self._conditional.marginals(x, query)
+    def marginals(self, x: Tensor, query: Query, *, sites: Tensor | None = None) -> Marginals:
+        marginals = self._marginals(x, query, sites)
         if isinstance(query, SiteQuery):
             self._watch.note(marginals, query)
         return marginals
@@ -105,13 +120,13 @@ class _WatchedMarginals(_Watched, MarginalConditional):
 class _WatchedSampler(_Watched):
     """Asks for the marginals of a one-site query besides drawing its answer, where they can be had."""
 
-    def marginals(self, x: Tensor, query: Query) -> Marginals:
-        return self._conditional.marginals(x, query)
+    def marginals(self, x: Tensor, query: Query, *, sites: Tensor | None = None) -> Marginals:
+        return self._marginals(x, query, sites)
 
     def sample(self, x: Tensor, query: Query, *, generator: Randomness) -> Tensor:
         if isinstance(query, SiteQuery):
             with contextlib.suppress(UnsupportedQueryError):
-                self._watch.note(self._conditional.marginals(x, query), query)
+                self._watch.note(self._marginals(x, query, query.sites), query)
         if not isinstance(self._conditional, CanSample):
             raise UnsupportedQueryError(
                 "conditional", f"{type(self._conditional).__name__} cannot draw samples", "Pass one that has sample()."

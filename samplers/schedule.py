@@ -17,7 +17,19 @@ import torch
 from torch import Tensor
 
 from flexgen import rng
-from flexgen.conditional import CanSample, CategoricalMarginals, Conditional, HasMarginals, MarginalConditional
+from flexgen.conditional import (
+    BernoulliMarginals,
+    CanSample,
+    CategoricalMarginals,
+    Conditional,
+    HasMarginals,
+    MarginalConditional,
+    marginals_at,
+    put_at,
+    take_at,
+    takes_sites,
+    target_sites,
+)
 from flexgen.errors import FlexgenError, UnsupportedQueryError
 from flexgen.query import Query
 from flexgen.rng import Randomness, Streams
@@ -95,6 +107,17 @@ class SiteQuery(Query):
 
     site: int | Tensor
     asks: Tensor | None
+
+    @property
+    def sites(self) -> Tensor:
+        """The site as `flexgen.conditional.marginals_at` takes it, int64 ``[1]`` or ``[B, 1]``."""
+        if isinstance(self.site, Tensor):
+            return self.site[:, None]
+        sites: Tensor | None = self.__dict__.get("_sites")
+        if sites is None:  # a fixed scan visits its queries many times
+            sites = torch.tensor([self.site], device=self.device)
+            object.__setattr__(self, "_sites", sites)
+        return sites
 
     @classmethod
     def make(cls, target: Tensor, observed: Tensor, site: int | Tensor, asks: Tensor | None = None) -> SiteQuery:
@@ -245,14 +268,22 @@ def draws_by_marginals(conditional: Conditional) -> bool:
 
 def _draw_site(conditional: MarginalConditional, x: Tensor, query: SiteQuery, places: _Places) -> Tensor:
     """What ``conditional.sample`` does for one target, without its chain, and drawing that target alone."""
-    marginals = conditional.marginals(x, query)
     site, asks = query.site, query.asks
+    alone = takes_sites(conditional)
+    marginals = marginals_at(conditional, x, query, query.sites) if alone else conditional.marginals(x, query)
     x = x.contiguous()
     # One index over rows and sites costs half of what an index of each costs.
     entry = None if isinstance(site, int) else places.first_entries(x.shape[1]) + site  # [B]
-    if isinstance(marginals, CategoricalMarginals):
-        log_probs = marginals.log_probs  # [B, N, K]
-        draw = _invert(log_probs[:, site] if entry is None else log_probs.flatten(0, 1)[entry], places)  # [B]
+    if isinstance(marginals, BernoulliMarginals):
+        logits = marginals.logits  # [B, 1] or [B, N]
+        at = logits[:, 0] if alone else logits[:, site] if entry is None else logits.flatten()[entry]  # [B]
+        draw = places.logits() >= -at
+    elif isinstance(marginals, CategoricalMarginals):
+        log_probs = marginals.log_probs  # [B, 1, K] or [B, N, K]
+        at = log_probs[:, 0] if alone else log_probs[:, site] if entry is None else log_probs.flatten(0, 1)[entry]
+        draw = _invert(at, places)  # [B]
+    elif alone:
+        draw = marginals.sample(generator=places.generator)[:, 0]  # [B, *site]
     elif isinstance(marginals, SitewiseMarginals):
         draw = marginals.sample_site(site, generator=places.generator)  # [B, *site]
     else:
@@ -290,12 +321,25 @@ def _draw_factorized(conditional: Conditional, x: Tensor, step: Factorized, gene
             f"{type(conditional).__name__} has no marginals, which this schedule draws several sites from at once",
             "Pass one that has marginals(), or a schedule that asks one site at a time.",
         )
-    marginals = conditional.marginals(x, step.query)
-    draw = marginals.sample(generator=generator)
     target = step.query.target
+    if not takes_sites(conditional):
+        marginals = conditional.marginals(x, step.query)
+        draw = marginals.sample(generator=generator).to(x.dtype)
+        if step.keep is not None:
+            target = step.keep(marginals.log_prob(draw))
+        return _fill(x, target, draw)
+    sites, is_target = target_sites(step.query)
+    marginals = marginals_at(conditional, x, step.query, sites)
+    draw = marginals.sample(generator=generator).to(x.dtype)  # [B, S, *site]
     if step.keep is not None:
-        target = step.keep(marginals.log_prob(draw.to(x.dtype)))
-    return _fill(x, target, draw)
+        log_probs = put_at(
+            torch.zeros(x.shape[:2], device=x.device, dtype=torch.float64), sites, marginals.log_prob(draw).double()
+        )
+        target = step.keep(log_probs)
+        is_target = is_target & take_at(target.expand(len(x), -1), sites)
+    if is_target.ndim == 2:
+        draw = torch.where(is_target.view(*is_target.shape, *(1,) * (x.ndim - 2)), draw, take_at(x, sites))
+    return put_at(x, sites, draw)
 
 
 def _fill(x: Tensor, target: Tensor, draw: Tensor) -> Tensor:

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from flexgen import rng
-from flexgen.conditional import CategoricalMarginals, Conditional, HasMarginals, MarginalConditional, absent_in
+from flexgen.answers import Answers, answers_of
+from flexgen.conditional import (
+    BernoulliMarginals,
+    CategoricalMarginals,
+    Conditional,
+    HasMarginals,
+    MarginalConditional,
+    absent_in,
+    marginals_at,
+)
 from flexgen.errors import FlexgenError, UnsupportedQueryError
 from flexgen.query import Query
 from flexgen.rng import Streams
@@ -51,12 +60,23 @@ class TemperedConditional(MarginalConditional):
         """Where rows of different lengths have ended, as the conditional says."""
         return absent_in(self.conditional, x)
 
-    def marginals(self, x: Tensor, query: Query) -> CategoricalMarginals:
-        marginals = self.conditional.marginals(x, query)
+    @property
+    def answers(self) -> Answers:
+        return answers_of(self.conditional)
+
+    def marginals(self, x: Tensor, query: Query, *, sites: Tensor | None = None) -> CategoricalMarginals:
+        if sites is None:
+            marginals = self.conditional.marginals(x, query)
+        else:
+            marginals = marginals_at(self.conditional, x, query, sites)
         if not isinstance(marginals, CategoricalMarginals):
             raise UnsupportedQueryError(
                 "conditional", f"gives {type(marginals).__name__}", "Only categorical marginals can be tempered."
             )
+        if isinstance(marginals, BernoulliMarginals):
+            logits = marginals.logits  # [B, N]
+            power = self.beta if not isinstance(self.beta, Tensor) else self.beta.to(logits.dtype)[:, None]
+            return BernoulliMarginals(torch.where(logits.isinf(), logits, logits * power))  # the impossible stays so
         log_probs = marginals.log_probs  # [B, N, K]
         beta = self.beta if not isinstance(self.beta, Tensor) else self.beta.to(log_probs.dtype)[:, None, None]
         impossible = log_probs == -torch.inf  # stays so, also at beta = 0

@@ -17,7 +17,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from flexgen.conditional import CanSample, HasLogProb, HasMarginals
+from flexgen.conditional import CanSample, HasLogProb, HasMarginals, marginals_at, take_at
 from flexgen.query import Query
 from flexgen.rng import Streams
 from tests.conditionals import CASES, Case, generator, random_queries, random_x
@@ -201,6 +201,33 @@ def check_marginals(case: Case) -> None:
     assert (marginals.log_prob(modes)[query.target] >= at_target - case.tolerance).float().mean() > 0.9
 
 
+def check_named_sites(case: Case) -> None:
+    """Answers for named sites are those for all sites, at these, in the order of the names, which rows may share."""
+    model = need(case.make(), HasMarginals)
+    x, query = random_x(case, 16), random_queries(case, 16)
+    num_sites = x.shape[1]
+    everywhere = model.marginals(x, query)
+    by_row = torch.rand(16, num_sites, generator=generator(19)).argsort(-1)[:, : num_sites - 1]
+    for sites in (torch.arange(num_sites).flip(0), by_row[0], by_row, by_row[:, :1], by_row[:, :0]):
+        named = marginals_at(model, x, query, sites)
+        is_target = take_at(query.target, sites)
+        values = take_at(x, sites)
+        pairs = [
+            (named.log_prob(values), everywhere.log_prob(x)),
+            (named.mean(), everywhere.mean()),
+            (named.mode(), everywhere.mode()),
+        ]
+        for found, whole in pairs:
+            assert found.shape == is_target.shape
+            expected = take_at(whole, sites)
+            torch.testing.assert_close(
+                found[is_target], expected[is_target], atol=10 * case.tolerance, rtol=case.tolerance
+            )
+        draw = named.sample(generator=generator(20))
+        assert draw.shape == is_target.shape
+        assert torch.isfinite(named.log_prob(torch.where(is_target, draw, 0).to(x.dtype))[is_target]).all()
+
+
 def check_randomness(case: Case) -> None:
     """Same generator, same draw; keyed streams ignore the batch; the global generator is left alone."""
     model = need(case.make(), CanSample)
@@ -227,6 +254,7 @@ CHECKS: list[Any] = [
     check_empty_sets,
     check_rows_are_independent,
     check_marginals,
+    check_named_sites,
     check_randomness,
 ]
 
@@ -270,8 +298,10 @@ class Wrong:
             torch.rand(1)
         return self.right.sample(x, query, generator=generator)
 
-    def marginals(self, x: Tensor, query: Query) -> Any:
-        return self.right.marginals(x, query)
+    def marginals(self, x: Tensor, query: Query, *, sites: Tensor | None = None) -> Any:
+        if sites is not None and self.fault == "names in another order":
+            sites = sites.sort(-1).values
+        return self.right.marginals(x, query, sites=sites)
 
 
 FAULTS: dict[str, Callable[[Case], None]] = {
@@ -282,6 +312,7 @@ FAULTS: dict[str, Callable[[Case], None]] = {
     "reads unobserved": check_unobserved_values_are_not_read,
     "couples rows": check_rows_are_independent,
     "global generator": check_randomness,
+    "names in another order": check_named_sites,
 }
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from flexgen import rng
+from flexgen.answers import Answers, CompleteConditionals
 from flexgen.conditional import CategoricalMarginals
 from flexgen.errors import SpaceError, UnsupportedQueryError
 from flexgen.exact import JointTable
@@ -34,6 +35,8 @@ class FiniteJoint(ABC):
     joint by construction; so do all samplers' answers built on them. `energy` is what ``samplers.MetropolisSampler``
     corrects towards.
     """
+
+    answers: Answers = CompleteConditionals()
 
     def __init__(self, space: Space) -> None:
         super().__init__()
@@ -86,8 +89,11 @@ class FiniteJoint(ABC):
         scores = self.log_weight(states.flatten(0, 1)).view(possible.shape)
         return scores.masked_fill(~possible, -torch.inf).log_softmax(-1)
 
-    def marginals(self, x: Tensor, query: Query) -> CategoricalMarginals:
+    def marginals(self, x: Tensor, query: Query, *, sites: Tensor | None = None) -> CategoricalMarginals:
         """p(x_i | rest) at each row's target, ``[B, N, K]``; the same at the row's other sites, where it means nothing.
+
+        Args:
+            sites: int64 ``[S]`` or ``[B, S]``; the answer is ``[B, S, K]``. None: all, ``[B, N, K]``.
 
         Raises:
             UnsupportedQueryError: several targets, or an unobserved site beside the target: sums over states of a joint
@@ -98,7 +104,8 @@ class FiniteJoint(ABC):
         self.space.validate(x, where=query.observed)
         site = query.target.long().argmax(-1)  # [B], 0 where there is none
         whole = torch.where(query.observed, x, torch.zeros_like(x))
-        return CategoricalMarginals(self.line_log_probs(whole, site)[:, None].expand(-1, x.shape[1], -1))
+        num_sites = x.shape[1] if sites is None else sites.shape[-1]
+        return CategoricalMarginals(self.line_log_probs(whole, site)[:, None].expand(-1, num_sites, -1))
 
     def log_prob(self, x: Tensor, query: Query | None = None) -> Tensor:
         """log p(x_i | rest), or of all sites given nothing (the default), nats ``[B]``.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flexgen import rng
+from flexgen.answers import CompleteConditionals, Whole
 from flexgen.checks import kind_of, whole_number
 from flexgen.conditional import CanSample, Conditional, HasLogProb, HasMarginals
 from flexgen.energy.joints import FiniteJoint
@@ -36,6 +37,8 @@ class OrderEnsemble(FiniteJoint):
 
     Cost: a draw takes N rows through the network, a log-probability M N, a complete conditional M N K.
     """
+
+    answers = CompleteConditionals() | Whole()
 
     def __init__(self, conditional: Conditional, orders: Tensor) -> None:
         super().__init__(conditional.space)

@@ -162,26 +162,44 @@ def log_evidences(components: Components, x: Tensor, observed: Tensor, target: T
     return before, after
 
 
-def site_moments(components: Components, x: Tensor, observed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def site_moments(
+    components: Components, x: Tensor, observed: Tensor, sites: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """log p_k(x_C) ``[B, K]``, and mean and variance of every site given x_C, each ``[B, K, N]``.
 
     At observed sites the mean is the value and the variance is one.
+
+    Args:
+        sites: int64 ``[S]`` or ``[B, S]``, the sites that are wanted, in place of N.
     """
-    num_components, num_sites = components.means.shape
+    num_components = len(components.means)
+    everywhere = torch.arange(x.shape[1], device=x.device)
+    own = (everywhere if sites is None else sites).expand(len(x), -1)  # [B, S]
+    shared = sites is None or sites.ndim == 1 or bool((own == own[:1]).all())
     log_p = x.new_zeros(len(x), num_components)
-    mean = x.new_zeros(len(x), num_components, num_sites)
+    mean = x.new_zeros(len(x), num_components, own.shape[1])
     variance = torch.zeros_like(mean)
-    prior = components.covariances.diagonal(dim1=-2, dim2=-1)  # [K, N]
+    diagonal = components.covariances.diagonal(dim1=-2, dim2=-1)  # [K, N]
+    each = own[:1] if shared else own
+    means, prior = (part[:, each].transpose(0, 1) for part in (components.means, diagonal))  # [1 or B, K, S]
     for group in factor_groups(components, observed, torch.zeros_like(observed)):
         z = group.whiten(_residuals(x, components.means, group))  # [b, K, c]
         log_p[group.rows] = group.log_terms(z).sum(-1)
-        cross = components.covariances[:, group.patterns].transpose(0, 1)  # [G, K, c, N] = Σ[C, :]
-        loading = torch.linalg.solve_triangular(group.factor, cross, upper=False)  # L⁻¹ Σ[C, :]
-        mean[group.rows] = components.means + (loading * z[..., None]).sum(-2)
-        variance[group.rows] = prior - loading.square().sum(-2)
-    tiny = torch.finfo(x.dtype).eps * prior.min(0).values  # rounding must not make a variance vanish
-    mean = torch.where(observed[:, None, :], x[:, None, :], mean)
-    return log_p, mean, torch.where(observed[:, None, :], 1.0, variance.clamp_min(tiny))
+        factor, patterns, rows = group.factor, group.patterns, group.rows
+        of_rows = slice(0, 1) if shared else rows
+        columns = each[of_rows]  # [1 or b, S]
+        if len(factor) == 1 and not shared:
+            factor = factor.expand(len(rows), -1, -1, -1)
+        cross = components.covariances[:, patterns[:, :, None], columns[:, None, :]].transpose(0, 1)  # Σ[C, sites]
+        loading = torch.linalg.solve_triangular(factor, cross, upper=False)  # [G, K, c, S] = L⁻¹ Σ[C, sites]
+        mean[rows] = means[of_rows] + (loading * z[..., None]).sum(-2)
+        variance[rows] = prior[of_rows] - loading.square().sum(-2)
+    tiny = (
+        torch.finfo(x.dtype).eps * diagonal.min(0).values[each][:, None, :]
+    )  # rounding must not make a variance vanish
+    known = observed.gather(1, own)[:, None, :]
+    mean = torch.where(known, x.gather(1, own)[:, None, :], mean)
+    return log_p, mean, torch.where(known, 1.0, torch.maximum(variance, tiny))
 
 
 def draw(components: Components, x: Tensor, query: Query, *, component: Tensor, generator: Randomness) -> Tensor:

@@ -76,11 +76,15 @@ class Gaussian:
         component = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         return _conditioning.draw(self._components, x, query, component=component, generator=generator)
 
-    def marginals(self, x: Tensor, query: Query) -> GaussianMixtureMarginals:
-        """p(x_i | x_C) at every unobserved site: one normal law (K = 1)."""
+    def marginals(self, x: Tensor, query: Query, *, sites: Tensor | None = None) -> GaussianMixtureMarginals:
+        """p(x_i | x_C) at every unobserved site, or at named ones alone: one normal law (K = 1).
+
+        Args:
+            sites: int64 ``[S]`` or ``[B, S]``; the answer is ``[B, S, 1]``. None: all, ``[B, N, 1]``.
+        """
         query = query.expand(len(x))
         self.space.validate(x, where=query.observed)
-        _, mean, variance = _conditioning.site_moments(self._components, x.double(), query.observed)  # [B, 1, N]
+        _, mean, variance = _conditioning.site_moments(self._components, x.double(), query.observed, sites)  # [B, 1, N]
         mean, sd = mean.transpose(1, 2), variance.sqrt().transpose(1, 2)  # [B, N, 1]
         return GaussianMixtureMarginals(torch.zeros_like(mean), mean, sd)
 

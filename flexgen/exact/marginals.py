@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flexgen import rng
+from flexgen.conditional import take_at
 from flexgen.rng import Randomness
 
 __all__ = ["GaussianMixtureMarginals"]
@@ -29,6 +30,11 @@ class GaussianMixtureMarginals:
         self.log_weights = log_weights.log_softmax(-1).expand(means.shape)
         self.means = means
         self.sds = sds
+
+    def at(self, sites: Tensor) -> GaussianMixtureMarginals:
+        """The same answers at sites ``[S]`` or ``[B, S]`` alone."""
+        parts = (take_at(part.expand_as(self.means), sites) for part in (self.log_weights, self.means, self.sds))
+        return GaussianMixtureMarginals(*parts)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log density in nats of each site on its own, ``[B, N]``."""

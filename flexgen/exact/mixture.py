@@ -123,11 +123,15 @@ class GaussianMixture:
         component = rng.categorical(self.log_responsibilities(x, query), generator=generator)  # [B]
         return _conditioning.draw(self._components, x, query, component=component, generator=generator)
 
-    def marginals(self, x: Tensor, query: Query) -> GaussianMixtureMarginals:
-        """p(x_i | x_C) at every unobserved site: a mixture of K normal laws."""
+    def marginals(self, x: Tensor, query: Query, *, sites: Tensor | None = None) -> GaussianMixtureMarginals:
+        """p(x_i | x_C) at every unobserved site, or at named ones alone: a mixture of K normal laws.
+
+        Args:
+            sites: int64 ``[S]`` or ``[B, S]``; the answer is ``[B, S, K]``. None: all, ``[B, N, K]``.
+        """
         query = query.expand(len(x))
         self.space.validate(x, where=query.observed)
-        evidence, mean, variance = _conditioning.site_moments(self._components, x.double(), query.observed)
+        evidence, mean, variance = _conditioning.site_moments(self._components, x.double(), query.observed, sites)
         log_weights = (self.weights.log() + evidence)[:, None, :]  # [B, 1, K]
         return GaussianMixtureMarginals(log_weights, mean.transpose(1, 2), variance.sqrt().transpose(1, 2))
 

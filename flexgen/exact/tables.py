@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from flexgen import rng
-from flexgen.conditional import CategoricalMarginals
+from flexgen.answers import CompleteConditionals
+from flexgen.conditional import CategoricalMarginals, take_at
 from flexgen.errors import FlexgenError, QueryError, UnsupportedQueryError
 from flexgen.exact import kernels
 from flexgen.query import Query
@@ -104,19 +105,26 @@ class JointTable:
             out[rows] = torch.where(asked.target, draw.to(x.dtype), x[rows])
         return out
 
-    def marginals(self, x: Tensor, query: Query) -> CategoricalMarginals:
-        """p(x_i | x_C) at every site, targets or not (a point mass at observed sites)."""
+    def marginals(self, x: Tensor, query: Query, *, sites: Tensor | None = None) -> CategoricalMarginals:
+        """p(x_i | x_C) at every site, targets or not (a point mass at observed sites), or at named ones alone.
+
+        Args:
+            sites: int64 ``[S]`` or ``[B, S]``; the answer is ``[B, S, K]``. None: all, ``[B, N, K]``.
+        """
         query = query.expand(len(x))
         self.space.validate(x, where=query.observed)
+        last = None if sites is None or not sites.numel() else int(sites.max())  # those behind it cost nothing
         log_probs = x.new_full((len(x), len(self.shape), max(self.shape)), -math.inf, dtype=torch.float64)
         for rows in _chunks(len(x), self.p.numel()):
             asked = query[rows]
             weights = self._weights(x[rows], asked.observed)
             evidence = self._evidence(weights.sum(-1), asked, rows.start)
-            for site, size in enumerate(self.shape):
+            for site, size in enumerate(self.shape[: len(self.shape) if last is None else last + 1]):
                 weights = weights.view(len(weights), size, -1)  # [b, V_site, states of the later sites]
                 log_probs[rows, site, :size] = (weights.sum(-1) / evidence[:, None]).log()
                 weights = weights.sum(1)
+        if sites is not None:
+            log_probs = take_at(log_probs, sites)
         # Rows that ask for nothing may observe an impossible event; their answers must still be finite.
         impossible = log_probs.isnan()
         return CategoricalMarginals(log_probs.masked_fill(impossible, 0.0).log_softmax(-1))
@@ -209,6 +217,8 @@ class ConditionalTables:
     question needs a joint, and raises `UnsupportedQueryError`.
     """
 
+    answers = CompleteConditionals()
+
     def __init__(self, tables: Sequence[Tensor]) -> None:
         checked = [_checked(f"tables[{site}]", table) for site, table in enumerate(tables)]
         if not checked or checked[0].ndim != len(checked):
@@ -264,14 +274,20 @@ class ConditionalTables:
         draw = rng.categorical(probs.log(), generator=generator)  # [B]
         return torch.where(query.target, draw[:, None].to(x.dtype), x)
 
-    def marginals(self, x: Tensor, query: Query) -> CategoricalMarginals:
-        """p(x_i | rest) at each row's target; uniform at all other sites."""
+    def marginals(self, x: Tensor, query: Query, *, sites: Tensor | None = None) -> CategoricalMarginals:
+        """p(x_i | rest) at each row's target; uniform at all other sites.
+
+        Args:
+            sites: int64 ``[S]`` or ``[B, S]``; the answer is ``[B, S, K]``. None: all, ``[B, N, K]``.
+        """
         query = self._supported(x, query, read=False)
         probs, _ = self._row_laws(x, query)  # [B, K]
         codes = torch.arange(max(self.shape), device=x.device)
         uniform = (codes < torch.tensor(self.shape, device=x.device)[:, None]).to(probs.dtype)  # [N, K]
         uniform = uniform / uniform.sum(-1, keepdim=True)
-        return CategoricalMarginals(torch.where(query.target[:, :, None], probs[:, None, :], uniform).log())
+        is_target = query.target if sites is None else take_at(query.target, sites)
+        elsewhere = uniform if sites is None else uniform[sites]
+        return CategoricalMarginals(torch.where(is_target[:, :, None], probs[:, None, :], elsewhere).log())
 
     def block_table(self, block: int | Sequence[int]) -> Tensor:
         """p(x_i | rest) for a single site i, ``[V_0, .., V_{N-1}]``.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flexgen import rng
 from flexgen.checks import kind_of
-from flexgen.conditional import HasMarginals, check_marginals
+from flexgen.conditional import HasMarginals, check_marginals, marginals_at, take_at, takes_sites, target_sites
 from flexgen.errors import DataError, UnsupportedQueryError
 from flexgen.laws import MaskDraw, MaskLaw
 from flexgen.query import Query
@@ -62,6 +62,10 @@ def masked_likelihood(
     if draw.kept is not None or draw.replaced is not None:
         shown, visible = draw.shown(x, x if random_values is None else random_values)
         asked = Query(query.target & ~visible, visible)
+    if takes_sites(network):
+        sites, is_target = target_sites(query)  # [B, S]
+        log_probs = marginals_at(network, shown, asked, sites).log_prob(take_at(x, sites))
+        return draw.weight * torch.where(is_target, -log_probs, 0.0).sum(-1)
     marginals = network.marginals(shown, asked)
     check_marginals(marginals, x, network)
     log_probs = marginals.log_prob(x)  # [B, N]

@@ -19,7 +19,18 @@ from torch import Tensor, nn
 from flexgen import rng
 from flexgen.checks import whole_number
 from flexgen.compatibility.networks.effects import Cost
-from flexgen.conditional import CategoricalMarginals, Conditional, HasLogProb, HasMarginals, Marginals, absent_in
+from flexgen.conditional import (
+    CategoricalMarginals,
+    Conditional,
+    HasLogProb,
+    HasMarginals,
+    Marginals,
+    absent_in,
+    marginals_at,
+    take_at,
+    takes_sites,
+    target_sites,
+)
 from flexgen.errors import FlexgenError, UnsupportedQueryError
 from flexgen.query import Query
 
@@ -156,12 +167,18 @@ class SiteAnswers:
         out: Tensor | None = None
         for numbers, at, x, query in self._batches(requests):
             assert isinstance(self.conditional, HasMarginals)
-            marginals = self.conditional.marginals(x, query)
-            sites = requests.sites[numbers]
+            sites, seen = requests.sites[numbers], x
+            place = sites
+            if takes_sites(self.conditional):
+                targets, _ = target_sites(query)  # [u, S]
+                place = query.target.long().cumsum(1)[at, sites] - 1
+                marginals, seen = marginals_at(self.conditional, x, query, targets), take_at(x, targets)
+            else:
+                marginals = self.conditional.marginals(x, query)
             one_pass = isinstance(marginals, CategoricalMarginals)
             layers = [torch.arange(len(at), device=at.device)] if one_pass else _layers(at * x.shape[1] + sites)
             for some in layers:
-                answer = reader(SiteDistributions(marginals, x, at[some], sites[some], numbers[some]))
+                answer = reader(SiteDistributions(marginals, seen, at[some], place[some], numbers[some]))
                 if out is None:
                     out = answer.new_empty(len(requests), *answer.shape[1:])
                 out[numbers[some]] = answer
