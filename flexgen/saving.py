@@ -43,6 +43,7 @@ __all__ = [
     "replacing",
     "require_ours",
     "saved_files",
+    "settle",
     "sha256",
     "update_folder",
     "writing",
@@ -236,6 +237,15 @@ def read_folder(
                 raise
         time.sleep(0.001 * attempt)
     raise CheckpointError(argument, f"{str(folder)!r} is saved to again and again", "Wait until that is done.")
+
+
+def settle(folder: str | Path, *, argument: str = "folder") -> None:
+    """Finishes step 4 where a process died in it, for callers that look for files by their plain names."""
+    folder = Path(folder)
+    if (folder / _STAGE).is_dir():
+        refuse_links(folder, [f"{_STAGE}/{_NEW}", MANIFEST], argument)
+        with writing(argument, folder), _locked(folder):
+            _settle(folder, _Manifest.of(folder, argument))
 
 
 def saved_files(folder: str | Path) -> frozenset[str]:

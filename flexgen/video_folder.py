@@ -50,6 +50,7 @@ def require_ours(folder: Path) -> None:
     Raises:
         CheckpointError: names what stands there.
     """
+    saving.settle(folder, argument="output_dir")
     links = [f"{FOLDER_OF_FRAMES}/{name}" for name in (FRAMES, SIDECAR)]
     saving.refuse_links(folder, links, "output_dir")
     saving.require_ours(folder, _FILES, earlier=_earlier_files, argument="output_dir")

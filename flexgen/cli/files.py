@@ -84,7 +84,7 @@ def require_table(path: Path, *, argument: str) -> Path:
 
 def require_model(path: Path) -> Path:
     """`path` if a trained model is there."""
-    if (path / "config.json").is_file():
+    if (path / "config.json").is_file() or "config.json" in saving.saved_files(path):
         return path
     if (path / "checkpoints").is_dir():
         raise DataError("model", f"{str(path)!r} holds a training that is not finished", "Go on with resume=true.")

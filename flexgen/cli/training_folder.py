@@ -57,8 +57,10 @@ class TrainingFolder:
         """
         if resume and overwrite:
             raise ConfigError("resume", "is true together with overwrite", "Choose one of the two.")
-        is_begun = (self.path / _RECORD).is_file()
-        if not resume and not overwrite and is_begun and self.checkpoints.is_dir():
+        saving.settle(self.path, argument="output")
+        is_begun, has_model = (self.path / _RECORD).is_file(), (self.path / self.finished_by).is_file()
+        is_stopped = self._has_checkpoints() or (self.checkpoints.is_dir() and not has_model)
+        if not resume and not overwrite and is_begun and is_stopped:
             raise ConfigError(
                 "output",
                 f"{str(self.path)!r} holds a training that is not finished",
@@ -77,7 +79,7 @@ class TrainingFolder:
                     "Resume with what it began with, or start anew with overwrite=true.",
                 )
         self._require_ours()
-        return (self.path / self.finished_by).is_file() and not self._has_checkpoints()
+        return has_model and not self._has_checkpoints()
 
     def begin(self, config: DictConfig, *, overwrite: bool) -> None:
         """Makes the folder and records the configuration; the model and the checkpoints that were there go."""

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from pandas.testing import assert_frame_equal
 
+from flexgen import saving
 from flexgen.cli.files import write_table
 from flexgen.cli.main import main
 from flexgen.cli.train_video import LOG
@@ -241,6 +242,21 @@ def test_a_model_of_an_earlier_version_may_be_overwritten(tmp_path, capsys):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "flexgen_format": 1, "model_sha256": "0" * 64}))
     assert main(words) == 0
+
+
+def test_a_training_killed_while_its_files_move_is_finished(tmp_path, capsys):
+    words = ["train", "data.path=gaps.csv", f"output={tmp_path / 'm'}", "model=exact", "model.classes=[2]"]
+    assert main(words) == 0
+    for names in (["train.yaml", "config.json"], ["config.json", "model.safetensors"]):
+        staged = tmp_path / "m" / ".flexgen-saving" / saving._Manifest.of(tmp_path / "m", "output").name
+        staged.mkdir(parents=True)
+        for name in names:
+            (tmp_path / "m" / name).replace(staged / name)
+        assert main(["sample", f"model={tmp_path / 'm'}", "num_rows=3", f"output={tmp_path / names[0]}.csv"]) == 0
+        capsys.readouterr()
+        assert main([*words, "resume=true"]) == 0
+        assert "is finished already" in capsys.readouterr().out
+        assert not staged.exists()
 
 
 def test_a_full_disk_is_told_and_leaves_the_old_files(tmp_path, capsys):
