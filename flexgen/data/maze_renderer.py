@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from einops import rearrange
 
 from flexgen.data.mazes import ROOM, Maze
 from flexgen.errors import DataError
@@ -106,7 +107,8 @@ class MazeRenderer:
 
     def _averaged(self, image: np.ndarray) -> np.ndarray:
         s, n = self.supersample, self.size
-        sums = image.reshape(n, s, n, s, 3).sum((1, 3), dtype=np.uint32)
+        blocks = rearrange(image, "(n s1) (m s2) c -> n m (s1 s2) c", n=n, m=n)
+        sums = blocks.sum(2, dtype=np.uint32)
         averaged: np.ndarray = ((2 * sums + s * s) // (2 * s * s)).astype(np.uint8)
         return averaged
 

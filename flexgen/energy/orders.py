@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor
 
 from flexgen import rng
@@ -76,13 +77,14 @@ class OrderEnsemble(FiniteJoint):
     def log_probs_by_order(self, x: Tensor) -> Tensor:
         """log p of every order's chain, nats float64 ``[M, B]``."""
         num_orders = len(self.orders)
-        order = self.orders.to(x.device).repeat_interleave(len(x), 0)  # [M B, N]
-        rows = x.repeat(num_orders, 1)
+        order = repeat(self.orders.to(x.device), "m n -> (m b) n", b=len(x))
+        rows = repeat(x, "b n -> (m b) n", m=num_orders)
         everything = torch.ones(self.space.num_sites, dtype=torch.bool, device=x.device)
         total = torch.zeros(len(rows), dtype=torch.float64, device=x.device)
         for step in Query(everything, ~everything).chain(order):
             total = total + self._term(rows, step)
-        return total.view(num_orders, len(x))
+        by_order: Tensor = rearrange(total, "(m b) -> m b", m=num_orders)
+        return by_order
 
     def log_weight(self, x: Tensor) -> Tensor:
         """log p(x), ``[B]``: the mixture is normalised."""

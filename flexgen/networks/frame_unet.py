@@ -11,6 +11,7 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from flexgen.errors import ConfigError
@@ -213,8 +214,10 @@ class FrameUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def _pass(
         self, frames: Tensor, level: Tensor, context: FrameContext, recorded: list[Tensor] | None = None
     ) -> Tensor | None:
-        x = nn.functional.pixel_unshuffle(frames.flatten(0, 1), self.config["patch_size"])
-        indicator = context.observed.to(x.dtype).view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])
+        x = rearrange(frames, "b k c h w -> (b k) c h w")
+        x = nn.functional.pixel_unshuffle(x, self.config["patch_size"])
+        height, width = x.shape[2:]
+        indicator = repeat(context.observed.to(x.dtype), "b k -> (b k) 1 h w", h=height, w=width)
         x = torch.cat([x, indicator], dim=1)  # [B K, channels + 1, h, w]
         steps = self.timesteps((1000.0 * level).flatten()).to(frames.dtype)
         flow = _Flow(context, self._changes(self.embed_level(steps) + context.embedding, context), recorded)
@@ -230,14 +233,15 @@ class FrameUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         x = resnet(attending(x, flow), flow)
         for number, block in enumerate(self.up, start=1):
             if recorded is not None and len(recorded) == len(self._attentions):
-                return None  # the features were what was wanted
+                return None  # only the features were needed
             x = block(torch.cat([x, skips.pop()], dim=1), flow)
             if number % (each + 1) == 0 and number < len(self.up):
                 x = nn.functional.interpolate(x, scale_factor=2.0)
                 x = context.convolve(self.upsample[number // (each + 1) - 1].conv, x)
         out = context.convolve(self.conv_out, nn.functional.silu(self.norm_out(x)))
         out = nn.functional.pixel_shuffle(out, self.config["patch_size"])
-        return out.view(*level.shape, *out.shape[1:])
+        answer: Tensor = rearrange(out, "(b k) c h w -> b k c h w", b=len(level))
+        return answer
 
     def _changes(self, embedding: Tensor, context: FrameContext) -> dict[_Resnet, Tensor]:
         """What frames of an embedding ``[B K, T]`` change in every residual block: scale and shift ``[B K, 2 D]``."""
@@ -252,12 +256,12 @@ class FrameUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         if self.one_way:
             allowed = allowed & (observed[:, None, :] | ~observed[:, :, None])
         allowed = allowed | torch.eye(frame_index.shape[1], dtype=torch.bool, device=frame_index.device)
-        answering = frame_index
+        keys = frame_index
         if cache is not None:
             seen = cache.present[:, None, :].expand(-1, frame_index.shape[1], -1)
             allowed = torch.cat([seen, allowed], dim=2)
-            answering = torch.cat([cache.frame_index, frame_index], dim=1)
-        return FrameRelation.between(frame_index, answering, allowed)
+            keys = torch.cat([cache.frame_index, frame_index], dim=1)
+        return FrameRelation.between(frame_index, keys, allowed)
 
 
 class _Flow:
@@ -269,11 +273,11 @@ class _Flow:
     def through(self, layer: FrameAttention, x: Tensor) -> Tensor:
         """The frames ``[B K, D, h, w]`` after they have looked at each other, and at those of a cache."""
         context = self.context
-        frames = x.view(*context.observed.shape, *x.shape[1:])
+        frames = rearrange(x, "(b k) d h w -> b k d h w", b=len(context.observed))
         frames, own = layer(frames, context.biases[layer], past=context.past.get(layer), backend=context.backend)
         if self._recorded is not None:
             self._recorded.append(own)
-        seen: Tensor = frames.flatten(0, 1)
+        seen: Tensor = rearrange(frames, "b k d h w -> (b k) d h w")
         return seen
 
 

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, field
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from flexgen.networks.attention import attend
@@ -19,7 +20,7 @@ __all__ = ["FeatureCache", "FrameAttention", "FrameRelation", "SpaceAttention", 
 
 @dataclass(frozen=True, eq=False)
 class FrameRelation:
-    """Between the frames that ask and the frames that answer.
+    """Between the frames of the queries and the frames of the keys.
 
     Args:
         features: ``[B, Q, K, 3]``: log(1 + d) forward, log(1 + d) back, and whether d = 0, for index distances d.
@@ -30,9 +31,9 @@ class FrameRelation:
     allowed: Tensor
 
     @classmethod
-    def between(cls, asking: Tensor, answering: Tensor, allowed: Tensor) -> FrameRelation:
+    def between(cls, queries: Tensor, keys: Tensor, allowed: Tensor) -> FrameRelation:
         """From frame indices ``[B, Q]`` and ``[B, K]``."""
-        distance = (answering[:, None, :] - asking[:, :, None]).float()  # [B, Q, K]
+        distance = (keys[:, None, :] - queries[:, :, None]).float()  # [B, Q, K]
         features = torch.stack(
             [distance.clamp_min(0).log1p(), (-distance).clamp_min(0).log1p(), (distance == 0).float()], dim=-1
         )
@@ -101,10 +102,10 @@ class FrameAttention(nn.Module):
 
     def biases(self, relation: FrameRelation) -> Tensor:
         """Of the frames' attention, as `attend` takes it: ``[B S, H, Q, K]``; of a joint layer ``[B, H, Q S, K S]``."""
-        bias: Tensor = self.bias(relation.features).masked_fill(~relation.allowed[..., None], -math.inf).movedim(-1, 1)
-        if self.joint:
-            return bias.repeat_interleave(self.num_positions, 2).repeat_interleave(self.num_positions, 3)
-        return bias.repeat_interleave(self.num_positions, 0)
+        bias = self.bias(relation.features).masked_fill(~relation.allowed[..., None], -math.inf)  # [B, Q, K, H]
+        shape = "b q k h -> b h (q s1) (k s2)" if self.joint else "b q k h -> (b s1 s2) h q k"
+        spread: Tensor = repeat(bias, shape, s1=self.num_positions, s2=self.num_positions if self.joint else 1)
+        return spread
 
     def forward(
         self, x: Tensor, biases: Tensor, *, past: Tensor | None = None, backend: str = "sdpa"
@@ -113,26 +114,24 @@ class FrameAttention(nn.Module):
 
         Args:
             biases: of the relation from these frames to `past` and then themselves.
-            past: keys and values of frames that are not asked, such as observed ones of a cache.
+            past: keys and values of further frames, such as observed ones of a cache.
         """
-        batch, num_frames, channels, height, width = x.shape
-        tokens = self.norm(x.flatten(0, 1)).movedim(1, -1).reshape(batch, num_frames, height * width, channels)
+        batch, _, channels, height, width = x.shape
+        tokens = rearrange(self.norm(rearrange(x, "b k d h w -> (b k) d h w")), "(b k) d h w -> b k (h w) d", b=batch)
         if self.position is not None:
             tokens = tokens + self.position
         q, own = self.qkv(tokens).split((channels, 2 * channels), dim=-1)
         k, v = (own if past is None else torch.cat([past, own], dim=1)).chunk(2, dim=-1)
         y = attend(self._grouped(q), self._grouped(k), self._grouped(v), biases.to(q.dtype), backend=backend)
-        y = y.transpose(1, 2)  # [B, K S, H, d], or [B S, K, H, d]
-        if self.joint:
-            y = self.out(y.reshape(batch, num_frames, height, width, channels)).movedim(-1, 2)
-        else:
-            y = self.out(y.reshape(batch, height, width, num_frames, channels)).permute(0, 3, 4, 1, 2)
-        return x + y, own
+        y = self.out(rearrange(y, "g n t d -> g t (n d)"))  # [B, K S, D], or [B S, K, D]
+        shape = "b (k h w) d -> b k d h w" if self.joint else "(b h w) k d -> b k d h w"
+        return x + rearrange(y, shape, h=height, w=width), own
 
     def _grouped(self, tokens: Tensor) -> Tensor:
         """``[B, K, S, D]`` as sets of tokens that see each other: ``[B, H, K S, d]``, or ``[B S, H, K, d]``."""
-        heads = tokens.view(*tokens.shape[:3], self.num_heads, -1)  # [B, K, S, H, d]
-        return heads.flatten(1, 2).transpose(1, 2) if self.joint else heads.permute(0, 2, 3, 1, 4).flatten(0, 1)
+        shape = "b k s (n d) -> b n (k s) d" if self.joint else "b k s (n d) -> (b s) n k d"
+        grouped: Tensor = rearrange(tokens, shape, n=self.num_heads)
+        return grouped
 
 
 class SpaceAttention(nn.Module):
@@ -149,10 +148,10 @@ class SpaceAttention(nn.Module):
 
     def forward(self, x: Tensor, *, backend: str = "sdpa") -> Tensor:
         """``[B, D, h, w]``, one frame a row."""
-        tokens = self.norm(x).movedim(1, -1).flatten(1, 2)  # [B, S, D]
-        q, k, v = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [B, H, S, d] each
-        y = attend(q, k, v, None, backend=backend).transpose(1, 2).reshape(tokens.shape)
-        seen: Tensor = x + self.out(y).unflatten(1, x.shape[2:]).movedim(-1, 1)
+        tokens = rearrange(self.norm(x), "b d h w -> b (h w) d")
+        q, k, v = rearrange(self.qkv(tokens), "b s (three n d) -> three b n s d", three=3, n=self.num_heads)
+        y = self.out(rearrange(attend(q, k, v, None, backend=backend), "b n s d -> b s (n d)"))
+        seen: Tensor = x + rearrange(y, "b (h w) d -> b d h w", h=x.shape[2])
         return seen
 
 

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
+from einops import rearrange
 from scipy.special import betaincinv
 from torch import Tensor
 
@@ -80,8 +81,8 @@ class NoiseProcess:
         at = level[..., None, None, None].to(clean.dtype)
         if self.is_flow:
             return (1.0 - at) * clean + at * noise
-        mixed = self._ddpm.add_noise(clean.flatten(0, 1), noise.flatten(0, 1), self._timestep(level).flatten())
-        return torch.where(at == 0, clean, mixed.view_as(clean))
+        mixed = self._ddpm.add_noise(*self._by_frame(clean, noise, level))
+        return torch.where(at == 0, clean, rearrange(mixed, "(b k) c h w -> b k c h w", b=len(clean)))
 
     def wanted(self, clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
         """What the network should predict there, ``[B, K, c, h, w]``."""
@@ -89,9 +90,14 @@ class NoiseProcess:
             return noise - clean
         if self.prediction == "epsilon":
             return noise
-        velocity = self._ddpm.get_velocity(clean.flatten(0, 1), noise.flatten(0, 1), self._timestep(level).flatten())
-        out: Tensor = velocity.view_as(clean)
+        velocity = self._ddpm.get_velocity(*self._by_frame(clean, noise, level))
+        out: Tensor = rearrange(velocity, "(b k) c h w -> b k c h w", b=len(clean))
         return out
+
+    def _by_frame(self, clean: Tensor, noise: Tensor, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As diffusers takes them: a frame a row."""
+        frames, noises = (rearrange(x, "b k c h w -> (b k) c h w") for x in (clean, noise))
+        return frames, noises, rearrange(self._timestep(level), "b k -> (b k)")
 
     def seen(self, level: Tensor) -> Tensor:
         """The level that the network is told: the timestep's, where the process has only so many."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from flexgen.errors import DataError
@@ -53,7 +54,8 @@ def require_per_frame(argument: str, values: Tensor, num_videos: int, num_frames
 
 def to_images(video: Tensor) -> Tensor:
     """float32 ``[B * F, C, H, W]``, 0 to 255."""
-    return video.flatten(0, 1).movedim(-1, 1).float()
+    images: Tensor = rearrange(video, "b f h w c -> (b f) c h w").float()
+    return images
 
 
 def mean_and_error(values: Tensor) -> tuple[Tensor, Tensor]:

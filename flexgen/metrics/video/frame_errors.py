@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.functional.image import structural_similarity_index_measure
@@ -28,11 +29,10 @@ def frame_errors(video: Tensor, truth: Tensor) -> dict[str, Tensor]:
     require_same_shape("video", require_video("video", video), require_video("truth", truth))
     if min(video.shape[2:4]) < 11:
         raise DataError("video", f"has frames of {video.shape[2]}x{video.shape[3]}", "SSIM needs 11 pixels a side.")
-    shape = video.shape[:2]
     mse = (video.double() - truth.double()).square().mean((2, 3, 4))
     ssim = structural_similarity_index_measure(to_images(video), to_images(truth), data_range=255.0, reduction="none")
     assert isinstance(ssim, Tensor)
-    return {"mse": mse, "psnr": _psnr(mse), "ssim": ssim.double().view(shape)}
+    return {"mse": mse, "psnr": _psnr(mse), "ssim": rearrange(ssim.double(), "(b f) -> b f", b=len(video))}
 
 
 def frames_to_observed(observed: Tensor) -> Tensor:

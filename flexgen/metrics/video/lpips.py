@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
@@ -58,7 +59,7 @@ class LPIPS(Metric):
     def distance(self, frames: Tensor, others: Tensor) -> Tensor:
         """Of frames to other frames, ``[M]``, both uint8 ``[M, H, W, C]``; what plans that look compare frames by.
 
-        Plans ask about the same frames again and again: each passes the network once.
+        Plans compare the same frames again and again: each passes the network once.
         """
         video, other = require_video("frames", frames[None]), require_video("others", others[None])
         require_same_shape("frames", video, other)
@@ -95,7 +96,8 @@ class LPIPS(Metric):
         require_same_shape("video", require_video("video", video), require_video("truth", truth))
         first, second = (to_images(v).expand(-1, 3, -1, -1) / 127.5 - 1 for v in (video, truth))
         found: Tensor = self.network(first, second)
-        return found.view(video.shape[:2])
+        distances: Tensor = rearrange(found, "(b f) -> b f", b=len(video))
+        return distances
 
     def update(self, video: Tensor, truth: Tensor) -> None:
         """Args: video and truth, uint8 ``[B, F, H, W, C]``."""
@@ -139,7 +141,7 @@ class ShiftTolerantAlexNet(nn.Module):
         path = Path(found.submodule_search_locations[0]) / "weights/vST0.0/alex_shift_tolerant.pth"
         if not path.is_file():
             raise DataError("network", f"needs {str(path)!r}, which is not there", _FIX)
-        held = torch.load(path, map_location="cpu", weights_only=True)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
         network = cls()
         # The places of the convolutions among the layers of the original, in five slices.
         names = ("slice1.0", "slice2.5", "slice3.9", "slice4.11", "slice5.13")
@@ -148,9 +150,9 @@ class ShiftTolerantAlexNet(nn.Module):
                 convolution = network.convolutions[place]
                 assert isinstance(convolution, nn.Conv2d)
                 assert convolution.bias is not None
-                convolution.weight.copy_(held[f"net.{name}.weight"])
-                convolution.bias.copy_(held[f"net.{name}.bias"])
-                network.weights[place].copy_(held[f"lin{place}.model.1.weight"])
+                convolution.weight.copy_(weights[f"net.{name}.weight"])
+                convolution.bias.copy_(weights[f"net.{name}.bias"])
+                network.weights[place].copy_(weights[f"lin{place}.model.1.weight"])
         return network.requires_grad_(False).eval()
 
     def features(self, images: Tensor) -> list[Tensor]:

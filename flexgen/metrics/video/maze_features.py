@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -111,7 +112,7 @@ class MazeFeatures(nn.Module):
 
     def of_stacks(self, stacks: Tensor) -> Tensor:
         """Features ``[n, D]`` of uint8 ``[n, 5, 32, 32, 3]``."""
-        x = stacks.movedim(-1, 2).flatten(1, 2).float() / 127.5 - 1.0  # [n, 15, 32, 32]
+        x = rearrange(stacks, "n f h w c -> n (f c) h w").float() / 127.5 - 1.0  # [n, 15, 32, 32]
         features: Tensor = self.trunk(x)
         return features
 
@@ -125,12 +126,16 @@ class MazeFeatures(nn.Module):
         require_video("video", video, least_frames=STACK)
         if video.shape[2:] != (SIZE, SIZE, 3):
             raise DataError("video", f"has shape {tuple(video.shape)}", f"Pass [B, F, {SIZE}, {SIZE}, 3].")
-        stacks = video.unfold(1, STACK, self.stride if stride is None else stride).movedim(-1, 2)  # [B, n, 5, ...]
-        found = [self.of_stacks(part) for part in torch.split(stacks.flatten(0, 1), _AT_ONCE)]
-        return torch.cat(found).view(*stacks.shape[:2], self.num_features)
+        stacks = rearrange(
+            video.unfold(1, STACK, self.stride if stride is None else stride), "b n h w c f -> (b n) f h w c"
+        )
+        found = torch.cat([self.of_stacks(part) for part in torch.split(stacks, _AT_ONCE)])
+        features: Tensor = rearrange(found, "(b n) d -> b n d", b=len(video))
+        return features
 
     def forward(self, video: Tensor) -> Tensor:
-        return self.features(video).flatten(0, 1)
+        features: Tensor = rearrange(self.features(video), "b n d -> (b n) d")
+        return features
 
     @torch.no_grad()
     def read(self, video: Tensor) -> MazeReading:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -118,7 +119,7 @@ class RevisitConsistency(Metric):
 
 def _squared_difference(video: Tensor) -> Tensor:
     """Mean squared difference of every two frames, float64 ``[B, F, F]``."""
-    x = video.flatten(2).double()
+    x = rearrange(video, "b f h w c -> b f (h w c)").double()
     squares = x.square().sum(-1)
     apart = squares[:, :, None] + squares[:, None, :] - 2 * x @ x.mT
     return apart.clamp_min(0) / x.shape[-1]
