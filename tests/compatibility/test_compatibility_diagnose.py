@@ -320,7 +320,11 @@ def test_sites_margin_and_kinds_of_data() -> None:
     some = fg.diagnose(planted(), some_rows().numpy(), sites=[0, 1, 2], budget=1000)
     assert set(some.effects["rectangle gap"].sites.flatten().tolist()) == {0, 1, 2}
     assert fg.diagnose(planted(1e-4), some_rows(), budget=1000).verdict == "refuted"
-    assert fg.diagnose(planted(1e-4), some_rows(), margin=0.1, budget=1000).verdict == "equivalent within margin"
+    little = fg.diagnose(planted(1e-4), some_rows(), margin=0.1, budget=1000)
+    assert little.verdict == "refuted"
+    assert "Too few data rows to say whether these are within 0.1 nats" in little.summary().headline()
+    enough = fg.diagnose(planted(1e-4), some_rows(), margin=0.1, budget=10_000)
+    assert enough.verdict == "equivalent within margin"
     frame = fg.diagnose(planted(), pd.DataFrame(some_rows().numpy()), budget=1000, values=Values(max_categories=4))
     assert frame.verdict == "refuted"
 

@@ -28,12 +28,14 @@ from torch import Tensor
 from flexgen.compatibility.networks.arguments import check_level
 from flexgen.errors import FlexgenError
 
-__all__ = ["FEWEST_ROWS", "UNSEEN", "Estimate", "IntervalMethod", "bound_of", "mean_by_clusters", "rows_for"]
+__all__ = ["FEWEST_ROWS", "MOST", "UNSEEN", "Estimate", "IntervalMethod", "mean_by_clusters", "rows_for"]
 
 IntervalMethod = Literal["bounded", "t", "bootstrap"]
 
 UNSEEN = {"nats": 2.0, "total variation": 1.0}
-"""By unit: the mean effect that a context out of sight may have at most (odds off by a factor of 7; all there is)."""
+"""By unit: the mean effect that contexts out of sight are allowed to have (odds off by a factor of 7; all there is)."""
+MOST = {"total variation": 1.0}
+"""By unit: the largest that a value can be."""
 FEWEST_ROWS = 30
 """Data rows without which no effect is called equivalent to none, whatever the interval."""
 _BEYOND = 2.0  # what was not seen, to the largest that was
@@ -71,6 +73,7 @@ def mean_by_clusters(
     method: IntervalMethod,
     seed: int,
     unseen: float = 0.0,
+    most: float = math.inf,
 ) -> Estimate:
     """The weighted mean of sizes ``[M]`` and of their floors; see `Effect.weighted` for the interval."""
     check_level(level)
@@ -87,18 +90,14 @@ def mean_by_clusters(
         return Estimate(value, math.nan, math.nan, level, floor)
     value, error = (float(part) for part in _ratio(total[None], mass[None]))
     if method == "bounded":
-        low, high = _bounded(total, mass, level, unseen)
+        largest = float((total[mass > 0] / mass[mass > 0]).max()) if bool((mass > 0).any()) else math.nan
+        low, high = _bounded(total, mass, level, min(max(_BEYOND * largest, unseen), most))
     elif method == "t":
         quantile = float(stats.t.ppf(0.5 + level / 2, num_clusters - 1))
         low, high = value - quantile * error, value + quantile * error
     else:
         low, high = _bootstrap_t(total, mass, value, error, level, seed)
     return Estimate(value, max(low, 0.0), high, level, floor)
-
-
-def bound_of(largest: float, unseen: float, unit: str) -> float:
-    """B: what a row out of sight may have, of the largest that a row had and the bound for any."""
-    return unseen if unit == "total variation" else max(_BEYOND * largest, unseen)
 
 
 def rows_for(margin: float, level: float, unseen: float) -> int:
@@ -112,14 +111,14 @@ def rows_for(margin: float, level: float, unseen: float) -> int:
     return max(FEWEST_ROWS, math.ceil(math.log((1 - level) / 2) / math.log1p(-margin / unseen)))
 
 
-def _bounded(total: Tensor, mass: Tensor, level: float, unseen: float) -> tuple[float, float]:
-    """Gaffke's interval of the ratio of row totals ``[G]``, the row out of sight having a mean of 0 or of `unseen`."""
+def _bounded(total: Tensor, mass: Tensor, level: float, bound: float) -> tuple[float, float]:
+    """Gaffke's interval of the ratio of row totals ``[G]``, the row out of sight having a mean of 0 or of `bound`."""
     ours, others = _simplex(len(total))
     seen, known = others @ total.numpy(), others @ mass.numpy()  # [D]
     average = float(mass.mean())
     below, above = (
-        np.quantile((ours * bound * average + (1 - ours) * seen) / (ours * average + (1 - ours) * known), share)
-        for bound, share in ((0.0, (1 - level) / 2), (unseen, (1 + level) / 2))
+        np.quantile((ours * end * average + (1 - ours) * seen) / (ours * average + (1 - ours) * known), share)
+        for end, share in ((0.0, (1 - level) / 2), (bound, (1 + level) / 2))
     )
     return float(below), float(above)
 

@@ -445,7 +445,7 @@ class Summary:
             larger = next(other for other in report.effects if report.size_of(other) == report.size)
             other = report.effects[larger].weighted(level=report.level).value
             said += f" The {larger} is {report.size}: {number(other)} {report.effects[larger].unit}."
-        return said
+        return " ".join([said, *self._too_few_rows()])
 
     def _quoted(self) -> tuple[str, Effect]:
         """The effect that shows the verdict: the first that refutes in the mean, or the furthest above its floor."""
