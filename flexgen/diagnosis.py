@@ -401,8 +401,8 @@ def _assumptions(
         f"Values: {', '.join(looked)}.",
         "Intervals: for the mean, clustered by data row. The network's answers are not random, so one value above its "
         "floor shows that there is no joint. The data rows are random: the interval is for the mean over all rows like "
-        f"these. Its upper limit allows for rows that were not seen: there the mean is at most {UNSEEN['nats']:g} nats, "
-        "or twice the largest of the rows seen, whichever is more.",
+        f"these. Its upper limit allows for rows that were not seen: there the mean is at most {UNSEEN['nats']:g} "
+        "nats, or twice the largest of the rows seen, whichever is more.",
         f"Floor: the largest gap that rounding can make, if log-probabilities are exact to {relative:.1g} (1 + |log p|)"
         " nats.",
     ]

@@ -11,7 +11,7 @@ from scipy import stats
 from torch import Tensor
 
 from flexgen.compatibility import Effect
-from flexgen.compatibility.networks.intervals import rows_for
+from flexgen.compatibility.networks.intervals import IntervalMethod, rows_for
 
 REPLICATES = 250
 BAND = 4 * math.sqrt(0.95 * 0.05 / REPLICATES)  # 4 binomial standard errors: false alarm 6e-5
@@ -31,7 +31,7 @@ def dense(spread: float, size: float) -> Plant:
 
 
 def sparse(share: float, size: float, background: float = 0.0, *, varies: bool = False) -> Plant:
-    """A share of contexts has the effect `size` (exponential, if it varies), the others a uniform one of `background`."""
+    """A share of contexts has the effect `size` (exponential, if it varies), others `background` on average."""
 
     def plant(number: int, source: torch.Generator) -> Tensor:
         u, v, w = torch.rand(3, number, generator=source, dtype=torch.float64)
@@ -59,12 +59,12 @@ def effect(sizes: Tensor, unit: str = "nats") -> Effect:
     return Effect("gap", sizes, torch.ones(number), torch.arange(number), torch.zeros(number, 2), 1e-9, unit=unit)
 
 
-def rates(plant: Plant, truth: float, rows: int, method: str = "bounded") -> tuple[float, float]:
+def rates(plant: Plant, truth: float, rows: int, method: IntervalMethod = "bounded") -> tuple[float, float]:
     """Coverage, and how often the effect is called within a margin just below its mean."""
     source, hits, claims = torch.Generator().manual_seed(rows), 0, 0
     for _ in range(REPLICATES):
         found = effect(plant(rows, source))
-        estimate = found.weighted(method=method)  # type: ignore[arg-type]
+        estimate = found.weighted(method=method)
         hits += estimate.low <= truth <= estimate.high
         # As the verdict was before: an interval below the margin, and nothing else.
         claims += estimate.high < truth if method == "t" else found.verdict(0.999 * truth) == "equivalent within margin"

@@ -1,16 +1,16 @@
 """Means over clusters, with intervals: what data rows that were drawn at random say about those that were not.
 
 Effects may be sparse: zero in most contexts and large in few. Seven rows that all show zero then say little, and an
-interval from their spread, such as Student's t, is a lie: of nothing seen it makes "nothing there". No interval from a
-sample can bound a mean from above unless something bounds the variable (Bahadur and Savage 1956). So the bound is
-stated: in contexts that were not seen a row's mean effect is at most B. Given it, Gaffke's interval (2005; Learned-Miller
-and Thomas 2020) holds for every distribution that was tried, dense or sparse: of sorted rows z_1, .., z_n the upper limit
-is a quantile of
+interval from their spread, such as Student's t, makes "nothing there" of "nothing seen". No interval from a sample can
+bound a mean from above unless something bounds the variable (Bahadur and Savage 1956). So the bound is stated: in
+contexts that were not seen a row's mean effect is at most B. Given it, Gaffke's interval (2005; Learned-Miller and
+Thomas 2020: conjectured to hold for every distribution, and no counterexample is known) suits dense and sparse effects.
+Of rows z_1, .., z_n its upper limit is a quantile of
 
     D_1 z_1 + .. + D_n z_n + D_(n+1) B,      D uniform on the simplex,
 
-and the lower limit the same with 0 for B. Of zeros and ones it is Clopper and Pearson's interval (with nothing seen in n
-rows, the rule of three: 3.7 B / n), of many rows without surprises it comes close to Student's t.
+and the lower limit the same with 0 for B. Of zeros and ones it is Clopper and Pearson's interval (with nothing seen in
+n rows, the rule of three: 3.7 B / n), of many rows without surprises it comes close to Student's t.
 """
 
 from __future__ import annotations
