@@ -23,6 +23,7 @@ from flexgen.compatibility.networks import measurement
 from flexgen.compatibility.networks.arguments import check_level, check_margin, checked_seed
 from flexgen.compatibility.networks.blocks import site_labels
 from flexgen.compatibility.networks.diagnostic import Diagnostic, Plan, Subject
+from flexgen.compatibility.networks.intervals import UNSEEN
 from flexgen.compatibility.networks.measurement import (
     CHECKED_SHARE,
     DEFAULT_FORWARDS,
@@ -63,6 +64,7 @@ def diagnose(
     names: Sequence[str] | None = ...,
     labels: Labels | None = ...,
     values: Values | None = ...,
+    rounding: Rounding | float | None = ...,
     diagnostics: Sequence[Diagnostic] | None = ...,
     batch_size: int | None = ...,
     dry_run: Literal[False] = ...,
@@ -82,6 +84,7 @@ def diagnose(
     names: Sequence[str] | None = ...,
     labels: Labels | None = ...,
     values: Values | None = ...,
+    rounding: Rounding | float | None = ...,
     diagnostics: Sequence[Diagnostic] | None = ...,
     batch_size: int | None = ...,
     dry_run: Literal[True],
@@ -100,6 +103,7 @@ def diagnose(
     names: Sequence[str] | None = None,
     labels: Labels | None = None,
     values: Values | None = None,
+    rounding: Rounding | float | None = None,
     diagnostics: Sequence[Diagnostic] | None = None,
     batch_size: int | None = None,
     dry_run: bool = False,
@@ -121,6 +125,8 @@ def diagnose(
         labels: of their categories in the report: a sequence of them for each site, or a mapping of names to them.
             Default: the labels of a table model, tokens of a language model, codes otherwise.
         values: which values of the sites are looked at.
+        rounding: of the answers, if you know it: `flexgen.compatibility.Rounding(1e-6)`, or that number. Default:
+            measured, or what the conditional says itself, see `flexgen.compatibility.HasRoundoff`.
         diagnostics: what is measured; default: `flexgen.compatibility.DIAGNOSTICS`, to which you may add your own.
         batch_size: rows a call of the network; changes nothing but speed and memory.
         dry_run: return a `Forecast` instead: what would be looked at, in how many rows and seconds. It runs the checks
@@ -140,6 +146,7 @@ def diagnose(
     """
     check_margin(margin)
     check_level(level)
+    exact_to = Rounding.given(rounding)
     follow = checked_diagnostics(diagnostics)
     forwards, seconds = budget_of(budget)
     started = measurement.now()
@@ -163,11 +170,10 @@ def diagnose(
         unit=unit_roundoff(conditional),
         most=forwards // CHECKED_SHARE,
     )
-    fewest = Rounding.least(conditional)
-    rounding = None
-    if forwards >= ROUNDING_SHARE * fewest:
-        rounding = Rounding.measured(answers, sample, there, most=forwards // ROUNDING_SHARE)
-    left = forwards - answers.cost.forwards if rounding else 0
+    fewest, most = (0, 0) if exact_to else (Rounding.least(conditional, sample), Rounding.most(conditional, sample))
+    if exact_to is None and forwards >= ROUNDING_SHARE * fewest:
+        exact_to = Rounding.measured(answers, sample, there, most=forwards // ROUNDING_SHARE)
+    left = forwards - answers.cost.forwards if exact_to else 0
     subject = Subject(
         answers,
         x,
@@ -176,7 +182,7 @@ def diagnose(
         examined,
         called,
         values,
-        rounding,
+        exact_to,
         seed,
         _label(model, conditional, labels, answers),
         _context(conditional),
@@ -184,13 +190,13 @@ def diagnose(
     plans = make_plans(follow, subject, left)
 
     def too_small(among: Iterable[str]) -> FlexgenError:
-        enough = least_forwards(follow, subject, tuple(among), (fewest, Rounding.most(conditional)))
+        enough = least_forwards(follow, subject, tuple(among), (fewest, most))
         what = f"is {budget!r}" + (f", {forwards} forward passes" if seconds else "")
         passes = "more forward passes" if enough is None else f"at least {enough} forward passes: nothing takes less"
         return FlexgenError("budget", what, f"Pass {passes}.")
 
     omitted = [name for name, plan in plans.items() if not len(plan.rows)]
-    if len(omitted) == len(plans) and (rounding is None or len(subject.order)):
+    if len(omitted) == len(plans) and (exact_to is None or len(subject.order)):
         raise too_small(omitted)
     if dry_run:
         return Forecast.of(title, len(x), plans, answers, sample, there)
@@ -393,9 +399,10 @@ def _assumptions(
     said = [
         f"Contexts: {num_rows} of {len(subject.x)} data rows, which count as a random sample.{pairs} "
         f"Values: {', '.join(looked)}.",
-        "Intervals: Student's t for the mean, clustered by data row. The network's answers are not random, so one "
-        "value above its floor shows that there is no joint. The data rows are random: the interval is for the mean "
-        "over all rows like these.",
+        "Intervals: for the mean, clustered by data row. The network's answers are not random, so one value above its "
+        "floor shows that there is no joint. The data rows are random: the interval is for the mean over all rows like "
+        f"these. Its upper limit allows for rows that were not seen: there the mean is at most {UNSEEN['nats']:g} "
+        "nats, or twice the largest of the rows seen, whichever is more.",
         f"Floor: the largest gap that rounding can make, if log-probabilities are exact to {relative:.1g} (1 + |log p|)"
         " nats.",
     ]

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -178,6 +179,7 @@ class TableMarginals:
 
 
 _COVARIANCE_ENTRIES = 1 << 26  # half a gigabyte of float64
+_MASS = 2.0**-34  # a sixteenth of the accuracy of a cell's mass, see `log_interval_mass`
 
 
 class TableConditional(nn.Module, MarginalConditional):
@@ -224,9 +226,25 @@ class TableConditional(nn.Module, MarginalConditional):
         ]
         return TableMarginals(self.maps, concatenated(parts))
 
+    @property
+    def unit_roundoff(self) -> float:
+        """u of the coarsest arithmetic: of the networks' weights; without networks the accuracy of cells' masses."""
+        return max([_MASS, *(torch.finfo(p.dtype).eps / 2 for p in self.parameters() if p.is_floating_point())])
+
+    def moved_by_roundoff(self, *, generator: torch.Generator) -> TableConditional:
+        """A copy whose latents and weights are moved by about one roundoff of each member, by random signs.
+
+        Columns become latents in float64, and the latents are rounded: neither a column's offset nor its atoms, levels
+        and codes, which are told by equality, take part in that.
+        """
+        moved = copy.deepcopy(self)
+        moved.members = nn.ModuleList(_Moved(member, len(self.maps.numeric), generator) for member in moved.members)
+        return moved
+
     def _chunks(self, num_rows: int) -> list[slice]:
         """Rows at once, so that conditional covariances ``[rows, K, F, F]`` stay within bounds."""
-        each = max((m.law.precisions.numel() for m in self.members if isinstance(m, ClassMixture)), default=1)
+        mixtures = [part for part in self.members.modules() if isinstance(part, ClassMixture)]
+        each = max((mixture.law.precisions.numel() for mixture in mixtures), default=1)
         size = max(1, _COVARIANCE_ENTRIES // max(each, 1))
         return [slice(start, start + size) for start in range(0, max(num_rows, 1), size)]
 
@@ -235,6 +253,31 @@ class TableConditional(nn.Module, MarginalConditional):
         """The answer for columns that are all constant, hence without latents or codes."""
         empty = y.new_zeros(len(y), 0, 1)
         return LatentMarginals(empty, empty, empty, empty)
+
+
+class _Moved(nn.Module):
+    """A member whose weights, and the latents it reads, are moved by about a roundoff."""
+
+    factors: Tensor
+
+    def __init__(self, member: nn.Module, num_latents: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.member = member
+        weights = [p for p in member.parameters() if p.is_floating_point()]
+        unit = max((torch.finfo(p.dtype).eps / 2 for p in weights), default=torch.finfo(torch.float64).eps / 2)
+
+        def factors(shape: torch.Size | tuple[int, ...], step: float) -> Tensor:
+            return 1.0 + step * (2.0 * torch.randint(2, shape, generator=generator).double() - 1.0)
+
+        with torch.no_grad():
+            for p in weights:  # by twice the roundoff, so that rounding to the weight's own precision leaves a move
+                p.copy_((p.double() * factors(p.shape, 2 * unit).to(p.device)).to(p.dtype))
+        place = next(iter([*member.parameters(), *member.buffers()]), torch.zeros(0)).device
+        self.register_buffer("factors", factors((num_latents,), unit).to(place))
+
+    def forward(self, y: Tensor, codes: Tensor, observed: Tensor) -> LatentMarginals:
+        answer: LatentMarginals = self.member(y * self.factors, codes, observed)
+        return answer
 
 
 class TrainableTable(nn.Module, MarginalConditional):
@@ -262,6 +305,14 @@ class TrainableTable(nn.Module, MarginalConditional):
     @property
     def space(self) -> Space:
         return self.conditional.space
+
+    @property
+    def unit_roundoff(self) -> float:
+        return self.conditional.unit_roundoff
+
+    def moved_by_roundoff(self, *, generator: torch.Generator) -> TrainableTable:
+        """See `TableConditional.moved_by_roundoff`."""
+        return TrainableTable(self.conditional.moved_by_roundoff(generator=generator))
 
     def marginals(self, x: Tensor, query: Query) -> TrainableMarginals:
         """p(x_i | x_C) of every site that is not observed."""

@@ -30,14 +30,14 @@ def effect(values: list[float], rows: list[int], weights: list[float] | None = N
 
 def test_a_ratio_of_row_totals_by_hand() -> None:
     e = effect([1.0, -3.0, 2.0], [0, 0, 1], [1.0, 1.0, 2.0], floor=0.1)
-    estimate = e.weighted()
+    estimate = e.weighted(method="t")
     assert estimate.value == pytest.approx((1 + 3 + 2 * 2) / 4)
     assert e.uniform().value == pytest.approx(2.0)
     # rows' totals 4 and 4 of masses 2 and 2: residuals are zero, so is the width
     assert (estimate.low, estimate.high) == pytest.approx((2.0, 2.0))
     assert estimate.floor == pytest.approx(0.1)
     residuals = torch.tensor([4 - 2 * 2.0, 2 - 2.0])
-    assert e.uniform().high - 2.0 == pytest.approx(
+    assert e.uniform(method="t").high - 2.0 == pytest.approx(
         float(stats.t.ppf(0.975, 1) * (2 * residuals.square().sum()).sqrt() / 3)
     )
 
@@ -78,13 +78,20 @@ def test_intervals_that_ignore_rows_are_rejected() -> None:
 
 
 def test_verdicts() -> None:
-    large, small = effect([1.0, 1.2, 0.9], [0, 1, 2], floor=1e-3), effect([1e-5, 2e-5, 0.0], [0, 1, 2], floor=1e-3)
+    rows = list(range(120))
+    large = effect([1.0, 1.2, 0.9] * 40, rows, floor=1e-3)
+    small = effect([1e-5, 2e-5, 0.0] * 40, rows, floor=1e-3)
     assert large.verdict() == "refuted"
     assert large.verdict(margin=0.5) == "refuted"
     assert large.verdict(margin=2.0) == "equivalent within margin"
     assert small.verdict() == "not refuted"
     assert small.verdict(margin=0.1) == "equivalent within margin"
     assert small.verdict(margin=1e-6) == "not refuted"  # the interval is not below it, but rounding explains all
+    few = effect([1e-5, 2e-5, 0.0], [0, 1, 2], floor=1e-3)
+    assert few.verdict(margin=5.0) == "not refuted"  # three rows carry no equivalence
+    assert few.rows_for(5.0) == 30
+    assert small.verdict(margin=0.1, unseen=10.0) == "not refuted"
+    assert (small.rows_for(0.1), small.rows_for(0.1, unseen=10.0)) == (72, 368)
     with pytest.raises(FlexgenError, match=r"margin: is -1\. Pass a positive number of nats, or None"):
         large.verdict(margin=-1)
 
@@ -146,7 +153,8 @@ def test_by_sites_and_frames() -> None:
     [
         (lambda e: e.weighted(level=95), "level: is 95. Pass a coverage between 0 and 1"),
         (lambda e: e.weighted(level="a"), "level: is 'a'. Pass a coverage between 0 and 1"),
-        (lambda e: e.weighted(method="z"), "method: is 'z'. Choose 't' or 'bootstrap'"),
+        (lambda e: e.weighted(method="z"), "method: is 'z'. Choose 'bounded', 't' or 'bootstrap'"),
+        (lambda e: e.weighted(unseen=-1.0), "unseen: is -1.0. Pass a number of nats, 0 or more"),
         (lambda e: e.verdict(margin="a"), "margin: is 'a'. Pass a positive number of nats"),
         (lambda e: e.verdict(margin=math.inf), "margin: is inf"),
         (lambda e: e.verdict(margin=math.nan), "margin: is nan"),

@@ -258,7 +258,8 @@ def test_further_results_have_their_place(report: Report) -> None:
 
 def test_a_margin_in_nats_does_not_speak_of_other_units() -> None:
     def effect(size: float, unit: str) -> Effect:
-        return Effect("gap", torch.full((8,), size), torch.ones(8), torch.arange(8), torch.zeros(8, 2), 1e-6, unit=unit)
+        values = torch.full((40,), size)
+        return Effect("gap", values, torch.ones(40), torch.arange(40), torch.zeros(40, 2), 1e-6, unit=unit)
 
     effects = {"rectangle gap": effect(0.3, "nats"), "block scan divergence": effect(0.294, "total variation")}
     report = Report(effects, ("x",), margin=10.0)
@@ -266,7 +267,7 @@ def test_a_margin_in_nats_does_not_speak_of_other_units() -> None:
     said = report.summary().headline()
     assert "Every effect measured in nats is below the margin of 10 nats" in said
     assert "does not speak of the block scan divergence, which is refuted: 0.294 total variation" in said
-    assert "rounding does not explain 8 of 8 values" in said
+    assert "rounding does not explain 40 of 40 values" in said
     assert "does not speak" not in report.with_margin(None).summary().headline()
     assert "does not speak" not in report.with_margin(0.1).summary().headline()  # refuted itself
 
@@ -310,9 +311,9 @@ def test_a_scan_test_shows_its_pairs(report: Report) -> None:
 
 
 def test_verdicts_of_a_report() -> None:
-    def effect(size: float, unit: str = "nats") -> Effect:
-        values = torch.full((8,), size, dtype=torch.float64) + 0.01 * torch.arange(8) * size
-        return Effect("gap", values, torch.ones(8), torch.arange(8), torch.zeros(8, 2), 1e-6, unit=unit)
+    def effect(size: float, unit: str = "nats", rows: int = 80) -> Effect:
+        values = torch.full((rows,), size, dtype=torch.float64) + 0.001 * torch.arange(rows) * size
+        return Effect("gap", values, torch.ones(rows), torch.arange(rows), torch.zeros(rows, 2), 1e-6, unit=unit)
 
     small, large = effect(1e-8), effect(0.3)
     assert Report({"a": small, "b": large}, ("x",)).verdict == "refuted"
@@ -320,6 +321,10 @@ def test_verdicts_of_a_report() -> None:
     assert Report({"a": small}, ("x",), margin=0.1).verdict == "equivalent within margin"
     assert Report({"a": large, "b": small}, ("x",), margin=0.1).verdict == "refuted"
     assert Report({"a": large}, ("x",), margin=0.5).verdict == "equivalent within margin"
+    few = Report({"a": effect(0.01, rows=8)}, ("x",), margin=0.5)  # whose rows cannot carry it
+    assert few.verdict == "refuted"
+    assert "Too few data rows to say whether these are within 0.5 nats: a (8 of 30)." in few.summary().headline()
+    assert "Too few" not in few.with_margin(None).summary().headline() + few.with_margin(1e-3).summary().headline()
     assert Report({}, ("x",)).verdict == Report({"a": effect(math.nan)}, ("x",)).verdict == "not measured"
     assert Report({"a": small, "b": effect(math.nan)}, ("x",), margin=0.1).verdict == "equivalent within margin"
     assert "below the margin of 0.5 nats" in repr(Report({"a": large}, ("x",), margin=0.5))

@@ -21,7 +21,7 @@ from flexgen.compatibility.networks.arguments import checked_observed, checked_r
 from flexgen.compatibility.networks.diagnostic import Diagnostic, Found, Plan, Subject
 from flexgen.compatibility.networks.effects import Cost, Effect
 from flexgen.compatibility.networks.rectangles import all_pairs
-from flexgen.compatibility.networks.rounding import moved, unit_roundoff
+from flexgen.compatibility.networks.rounding import Rounding, stands_for_itself, unit_roundoff, variants
 from flexgen.compatibility.networks.sites import SiteAnswers
 from flexgen.conditional import Conditional, HasMarginals
 from flexgen.errors import UnsupportedQueryError
@@ -39,6 +39,7 @@ def derivative_gaps(
     sites: Tensor | None = None,
     observed: Tensor | None = None,
     spread: Tensor | None = None,
+    rounding: Rounding | None = None,
 ) -> Effect:
     """H_ij - H_ji at every data row and pair of real sites, times the spreads of both, in nats.
 
@@ -48,13 +49,14 @@ def derivative_gaps(
         sites: int64 ``[S]``, real sites; default: all of them.
         observed: bool ``[R, N]``, the context and the sites; default: every present entry.
         spread: ``[N]``, what counts as a step of each site; default: the standard deviation of x.
+        rounding: of the answers; default: that of the conditional's weights, or float32's.
 
     Raises:
         UnsupportedQueryError: no marginals, answers without gradient, or a site that is not real.
 
     Cost: a row a site and data row, with two backward passes; a few more to measure rounding.
     """
-    return _gaps(conditional, x, sites, observed, spread)[0]
+    return _gaps(conditional, x, sites, observed, spread, rounding)[0]
 
 
 def _gaps(
@@ -63,6 +65,7 @@ def _gaps(
     sites: Tensor | None,
     observed: Tensor | None,
     spread: Tensor | None,
+    rounding: Rounding | None,
 ) -> tuple[Effect, Tensor]:
     """The effect, and the derivatives d^2 log p(x_i | rest) / dx_i dx_j in units of spreads, ``[R, S, S]``."""
     answers = conditional if isinstance(conditional, SiteAnswers) else SiteAnswers(conditional)
@@ -84,8 +87,10 @@ def _gaps(
 
     # Noise: what moving the inputs by rounding does, and that of matrices of these numbers, whose error is of the
     # size of the dimension times the largest of them (diagonal included), in units of roundoff.
-    unit, generator = unit_roundoff(answers.conditional), torch.Generator().manual_seed(0)
-    near = mixed_derivatives(answers, moved(x[:_PROBED_ROWS], unit, generator), sites, observed[:_PROBED_ROWS])
+    unit = rounding.unit_roundoff if rounding else unit_roundoff(answers.conditional)
+    generator = torch.Generator().manual_seed(0)
+    other, rows = next(variants(answers, x[:_PROBED_ROWS], stands_for_itself(x)[:_PROBED_ROWS], unit, generator, 1))
+    near = mixed_derivatives(other, rows, sites, observed[:_PROBED_ROWS])
     step = spread[pairs].prod(-1).double()  # [P]
     noise = (_by_pairs(near, pairs, sites) - one[:, :_PROBED_ROWS]).abs().nan_to_num(0.0).amax((0, 1)) * step  # [P]
     among = every[..., sites.to(device)] * spread[sites.to(device), None] * spread[sites.to(device)]  # [R, S, S]
@@ -201,7 +206,7 @@ class DerivativeDiagnostic(Diagnostic):
 
     def measure(self, subject: Subject, x: Tensor, plan: Plan, part: slice) -> Found:  # noqa: ARG002
         spread = spread_of(subject.pool, subject.answers.present_in(subject.pool))
-        effect, among = _gaps(subject.answers, x, plan.choices, None, spread)
+        effect, among = _gaps(subject.answers, x, plan.choices, None, spread, subject.rounding)
         return Found([effect], notes=_improper(among))
 
 

@@ -8,6 +8,7 @@ effect is has an interval, clustered by row. Values of one row count as one obse
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,9 +17,17 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from flexgen.checks import is_number, kind_of
 from flexgen.compatibility.networks.arguments import check_margin, numbers, tensor
-from flexgen.compatibility.networks.intervals import Estimate, IntervalMethod, mean_by_clusters
-from flexgen.errors import DataError
+from flexgen.compatibility.networks.intervals import (
+    MOST,
+    UNSEEN,
+    Estimate,
+    IntervalMethod,
+    mean_by_clusters,
+    rows_for,
+)
+from flexgen.errors import DataError, FlexgenError
 
 __all__ = ["Cost", "Effect", "Estimate", "Verdict"]
 
@@ -189,29 +198,52 @@ class Effect:
         """Which values these are, bool ``[M]``."""
         return (self.values.abs() > self.floors) | self.values.isinf()
 
-    def uniform(self, *, level: float = 0.95, method: IntervalMethod = "t", seed: int = 0) -> Estimate:
+    def uniform(
+        self,
+        *,
+        level: float = 0.95,
+        method: IntervalMethod = "bounded",
+        seed: int = 0,
+        unseen: float | None = None,
+    ) -> Estimate:
         """The mean absolute effect, everything counted alike; see `weighted`."""
         assert self.uniform_weights is not None
-        return self._estimate(self.uniform_weights, level, method, seed)
+        return self._estimate(self.uniform_weights, level, method, seed, unseen)
 
-    def weighted(self, *, level: float = 0.95, method: IntervalMethod = "t", seed: int = 0) -> Estimate:
+    def weighted(
+        self,
+        *,
+        level: float = 0.95,
+        method: IntervalMethod = "bounded",
+        seed: int = 0,
+        unseen: float | None = None,
+    ) -> Estimate:
         """The mean absolute effect, weighted by probability.
 
         Args:
             level: nominal coverage of the interval.
-            method: ``"t"``: the linearised (cluster-robust) standard error of a ratio of row totals, with Student's t
-                of rows - 1 degrees of freedom; ``"bootstrap"``: 2000 resamples of whole rows, studentised, which is
-                better where few rows make most of the effect.
+            method: ``"bounded"``: Gaffke's interval over data rows, right for sparse effects and few rows, see
+                `intervals`; ``"t"``: the linearised (cluster-robust) standard error of a ratio of row totals, with
+                Student's t of rows - 1 degrees of freedom, and ``"bootstrap"``: 2000 resamples of whole rows,
+                studentised: both for effects of which every row has a share, and many rows.
             seed: of the bootstrap.
+            unseen: the most that a row's mean effect is in contexts that were not seen, for the upper limit of
+                ``"bounded"``; twice the largest seen, if that is more. Default: 2 nats; 1 for a total variation.
         """
-        return self._estimate(self.weights, level, method, seed)
+        return self._estimate(self.weights, level, method, seed, unseen)
 
-    def verdict(self, margin: float | None = None, *, level: float = 0.95) -> Verdict:
+    def rows_for(self, margin: float, *, level: float = 0.95, unseen: float | None = None) -> int:
+        """Data rows without which the effect cannot be called equivalent to none within a margin: 30 or more."""
+        check_margin(margin, self.unit)
+        return rows_for(margin, level, UNSEEN.get(self.unit, 0.0) if unseen is None else unseen)
+
+    def verdict(self, margin: float | None = None, *, level: float = 0.95, unseen: float | None = None) -> Verdict:
         """What may be said.
 
         * ``"not measured"``: there is no value;
         * ``"equivalent within margin"``: a margin is given, and the whole interval is below it, of the
-          probability-weighted and of the uniform mean (which takes two rows);
+          probability-weighted and of the uniform mean; never from fewer than 30 data rows, nor from fewer than
+          `rows_for` says, which cannot tell that few contexts do not have a large effect;
         * ``"refuted"``: some value lies above its floor: these conditionals have no joint. One is enough, since nothing
           about a network's answers is random. The interval says how large the effect is elsewhere;
         * ``"not refuted"``: none does. Values can refute compatibility, never prove it.
@@ -219,8 +251,12 @@ class Effect:
         check_margin(margin, self.unit)
         if not len(self):
             return "not measured"
-        estimates = (self.weighted(level=level), self.uniform(level=level))
-        if margin is not None and not self.num_infinite and all(e.high <= margin for e in estimates):
+        if (
+            margin is not None
+            and not self.num_infinite
+            and self.num_rows >= self.rows_for(margin, level=level, unseen=unseen)
+            and all(mean(level=level, unseen=unseen).high <= margin for mean in (self.weighted, self.uniform))
+        ):
             return "equivalent within margin"
         return "refuted" if bool(self._above.any()) else "not refuted"
 
@@ -249,7 +285,13 @@ class Effect:
         parts: dict[str, Any] = {"value": self.values, "floor": self.floors, "weight": self.weights, "row": self.rows}
         return pd.DataFrame({"effect": self.name, **sites, **{name: part.numpy() for name, part in parts.items()}})
 
-    def _estimate(self, weights: Tensor, level: float, method: IntervalMethod, seed: int) -> Estimate:
+    def _estimate(
+        self, weights: Tensor, level: float, method: IntervalMethod, seed: int, unseen: float | None
+    ) -> Estimate:
+        if unseen is not None and (not is_number(unseen) or not 0 <= unseen < math.inf):
+            raise FlexgenError("unseen", f"is {kind_of(unseen)}", f"Pass a number of {self.unit}, 0 or more.")
         finite = self.values.isfinite()
         sizes, floors = self.values[finite].abs(), self.floors[finite]
-        return mean_by_clusters(sizes, weights[finite], floors, self.rows[finite], level, method, seed)
+        bound = UNSEEN.get(self.unit, 0.0) if unseen is None else float(unseen)
+        most = MOST.get(self.unit, math.inf)
+        return mean_by_clusters(sizes, weights[finite], floors, self.rows[finite], level, method, seed, bound, most)

@@ -445,7 +445,20 @@ class Summary:
             larger = next(other for other in report.effects if report.size_of(other) == report.size)
             other = report.effects[larger].weighted(level=report.level).value
             said += f" The {larger} is {report.size}: {number(other)} {report.effects[larger].unit}."
-        return said
+        return " ".join([said, *self._too_few_rows()])
+
+    def _too_few_rows(self) -> list[str]:
+        """Effects whose mean is within the margin, from so few rows that nothing follows."""
+        report, said = self.report, []
+        for name, effect in report.effects.items():
+            if report.margin is None or effect.unit != "nats" or not len(effect):
+                continue
+            needed = effect.rows_for(report.margin, level=report.level)
+            if effect.num_rows < needed and effect.weighted(level=report.level).value <= report.margin:
+                said.append(f"{name} ({effect.num_rows} of {needed})")
+        if not said:
+            return []
+        return [f"Too few data rows to say whether these are within {report.margin:g} nats: {', '.join(said)}."]
 
     def _quoted(self) -> tuple[str, Effect]:
         """The effect that shows the verdict: the first that refutes in the mean, or the furthest above its floor."""
