@@ -326,6 +326,33 @@ def test_missing_and_mixed_files_are_named(kind: str, request: pytest.FixtureReq
     load(folder)
 
 
+@pytest.mark.parametrize("kind", LOADERS)
+def test_a_save_killed_while_its_files_move_is_read_whole(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """Each file may be in its place already or not; where it is not, one of the save before is."""
+    load, whole = LOADERS[kind], request.getfixturevalue(kind)
+    names = sorted(saving.saved_files(whole))
+    expected = state_of(load(whole))
+    for moved in range(2 ** len(names)):
+        folder = shutil.copytree(whole, tmp_path / str(moved))
+        staged = folder / ".flexgen-saving" / saving._Manifest.of(folder, "folder").name
+        for number, name in enumerate(names):
+            if moved >> number & 1:
+                (staged / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).replace(staged / name)
+                (folder / name).write_bytes(b"of the save before")
+        assert state_of(load(folder)) == expected
+        saving.settle(folder)
+        assert everything(folder) == everything(whole)
+
+
+def state_of(model: TableModel | VideoBackbone) -> object:
+    if isinstance(model, VideoBackbone):
+        return model.fingerprint()
+    return {name: weight.tolist() for name, weight in model.conditional().state_dict().items()}
+
+
 # Places that cannot be written to -------------------------------------------------------------------------------------
 
 
