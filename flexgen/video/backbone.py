@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from flexgen import saving
@@ -132,7 +133,7 @@ class VideoBackbone(nn.Module):
             problem = f"{file.parent} lacks its {saving.MANIFEST}"
             raise CheckpointError("folder", problem, "Copy the whole folder.")
         try:
-            network = _read_network(file.parent / "network")
+            network = _read_network(*(files[name] for name in BACKBONE_FILES[1:]))
             process, scale = NoiseProcess(**content["process"]), PixelScale(**content["scale"])
             window = int(content["window"])
         except CheckpointError:
@@ -159,23 +160,25 @@ def earlier_backbone_files(folder: Path) -> list[str]:
     return list(BACKBONE_FILES) if is_ours else []
 
 
-def _read_network(folder: Path) -> FrameUNet:
-    """From this folder alone: by default diffusers asks the Hub for a missing one, and unpickles other formats."""
-    config = json.loads((folder / "config.json").read_text())
+def _read_network(config_file: Path, weights_file: Path) -> FrameUNet:
+    """From these files alone, wherever each is: diffusers would ask the Hub for a missing one, and unpickle others."""
+    config = json.loads(config_file.read_text(encoding="utf-8"))
     if config.get("_class_name") != FrameUNet.__name__:
-        raise CheckpointError("folder", f"{folder} holds a {config.get('_class_name')}", "Name a FrameUNet's.")
+        problem = f"{config_file} describes a {config.get('_class_name')}"
+        raise CheckpointError("folder", problem, "Name a folder with a FrameUNet.")
     unknown = [name for name in config if name not in NETWORK_KEYS and not name.startswith("_")]
     if unknown:  # diffusers would leave it out, and build another network
-        problem = f"{folder / 'config.json'} has a key {unknown[0]!r}, which FrameUNet has not"
+        problem = f"{config_file} has a key {unknown[0]!r}, which FrameUNet has not"
         fix = f"Its keys are {', '.join(NETWORK_KEYS)}. Use the version of flexgen that wrote it."
         raise CheckpointError("folder", problem, fix)
-    network, found = FrameUNet.from_pretrained(
-        folder, torch_dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
-    )
-    wrong = [name for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in found[kind]]
+    network: FrameUNet = FrameUNet.from_config({name: config[name] for name in NETWORK_KEYS if name in config})
+    weights = load_file(weights_file)
+    wrong = sorted(weights.keys() ^ network.state_dict().keys())
     if wrong:
-        raise CheckpointError("folder", f"{folder} lacks weights, or has others, such as {wrong[0]}", "Copy it anew.")
-    return network.to(memory_format=torch.channels_last)  # type: ignore[no-any-return]
+        problem = f"{weights_file} lacks weights, or has others, such as {wrong[0]}"
+        raise CheckpointError("folder", problem, "Copy it anew.")
+    network.load_state_dict(weights)  # half precision becomes single
+    return network.to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-arg]
 
 
 def _forget_origin(path: Path) -> None:

@@ -157,11 +157,11 @@ def test_the_switch_is_seen_by_readers_at_once(tmp_path: Path) -> None:
     assert read(tmp_path) == {"a": "new", "b": "new"}
 
 
-def test_a_reader_beside_a_writer_never_sees_a_mix(tmp_path: Path) -> None:
+def test_a_reader_beside_two_writers_never_sees_a_mix(tmp_path: Path) -> None:
     code = """
 import sys
 from flexgen.saving import update_folder
-for number in range(10**9):
+for number in range(int(sys.argv[2]), 10**9, 2):
     def write(new):
         (new / "sub").mkdir()
         for name in ("a", "sub/b"):
@@ -169,17 +169,18 @@ for number in range(10**9):
     update_folder(sys.argv[1], write)
 """
     save(tmp_path / "s", a="start", sub__b="start")
-    writer = subprocess.Popen([sys.executable, "-c", code, tmp_path / "s"])
+    writers = [subprocess.Popen([sys.executable, "-c", code, tmp_path / "s", str(first)]) for first in (0, 1)]
     try:
         seen = set()
         while len(seen) < 40:
-            assert writer.poll() is None
+            assert [writer.poll() for writer in writers] == [None, None]
             found = read(tmp_path / "s")
             assert found["a"] == found["sub/b"]
             seen.add(found["a"])
     finally:
-        writer.kill()
-        writer.wait()
+        for writer in writers:
+            writer.kill()
+            writer.wait()
 
 
 # What is not ours -----------------------------------------------------------------------------------------------------
@@ -323,6 +324,33 @@ def test_missing_and_mixed_files_are_named(kind: str, request: pytest.FixtureReq
                 load(folder)
             (folder / name).write_bytes(whole)
     load(folder)
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_a_save_killed_while_its_files_move_is_read_whole(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """Each file may be in its place already or not; where it is not, one of the save before is."""
+    load, whole = LOADERS[kind], request.getfixturevalue(kind)
+    names = sorted(saving.saved_files(whole))
+    expected = state_of(load(whole))
+    for moved in range(2 ** len(names)):
+        folder = shutil.copytree(whole, tmp_path / str(moved))
+        staged = folder / ".flexgen-saving" / saving._Manifest.of(folder, "folder").name
+        for number, name in enumerate(names):
+            if moved >> number & 1:
+                (staged / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).replace(staged / name)
+                (folder / name).write_bytes(b"of the save before")
+        assert state_of(load(folder)) == expected
+        saving.settle(folder)
+        assert everything(folder) == everything(whole)
+
+
+def state_of(model: TableModel | VideoBackbone) -> object:
+    if isinstance(model, VideoBackbone):
+        return model.fingerprint()
+    return {name: weight.tolist() for name, weight in model.conditional().state_dict().items()}
 
 
 # Places that cannot be written to -------------------------------------------------------------------------------------

@@ -135,7 +135,7 @@ def test_a_foreign_network(earlier: Path) -> None:
     path = earlier / "network" / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "_class_name": "UNet2DModel"}))
-    with pytest.raises(CheckpointError, match="holds a UNet2DModel"):
+    with pytest.raises(CheckpointError, match="describes a UNet2DModel"):
         VideoBackbone.from_pretrained(earlier)
     path.write_text(json.dumps({**config, "chanels": [1]}))
     with pytest.raises(
