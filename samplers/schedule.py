@@ -21,7 +21,6 @@ from flexgen import rng
 from flexgen.answers import Answers, AnyQuery, answers_of, check_query
 from flexgen.conditional import (
     BernoulliMarginals,
-    CanSample,
     CategoricalMarginals,
     Conditional,
     HasMarginals,
@@ -168,7 +167,7 @@ def run(
     Returns:
         The state after the last step, a new tensor.
     """
-    if not isinstance(schedule, Schedule):
+    if not callable(getattr(schedule, "walk", None)):  # isinstance would evaluate its costs, every sweep
         raise FlexgenError(
             "schedule", f"is {schedule!r}, which has no walk", "A scan becomes a schedule by scan.over(free)."
         )
@@ -285,11 +284,13 @@ def _answer(conditional: Conditional, x: Tensor, step: Step, places: _Places) ->
     if isinstance(step, SiteQuery) and draws_by_marginals(conditional):
         assert isinstance(conditional, MarginalConditional)
         return _draw_site(conditional, x, step, places)
-    if not isinstance(conditional, CanSample):
+    draw = getattr(conditional, "sample", None)  # isinstance of a protocol costs as much as a small evaluation
+    if draw is None:
         raise UnsupportedQueryError(
             "conditional", f"{type(conditional).__name__} cannot draw samples", "Pass one that has sample()."
         )
-    return conditional.sample(x, step, generator=places.generator)
+    drawn: Tensor = draw(x, step, generator=places.generator)
+    return drawn
 
 
 def draws_by_marginals(conditional: Conditional) -> bool:

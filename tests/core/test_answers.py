@@ -105,7 +105,7 @@ def test_a_refusal_names_row_query_and_what_is_answered() -> None:
     target = torch.tensor([[True, False, False], [True, True, False]])
     with pytest.raises(
         UnsupportedQueryError,
-        match=r"query: is Query\(0-1 \| 2\) in row 1, which ConditionalTables does not answer: it answers "
+        match=r"query: is Query\(0-1 \| 2\) in row 1, which ConditionalTables does not answer: it answers only "
         r"the complete conditionals p\(x_i \| rest\)\. Ask what it answers",
     ):
         check_query(tables, Query(target, ~target))
@@ -207,7 +207,7 @@ REFUSED: dict[str, Callable[[Machine, Tensor], object]] = {
 def test_other_questions_are_refused_before_any_work(name: str) -> None:
     machine = Machine(3, 2)
     x = machine.space.states()
-    with pytest.raises(UnsupportedQueryError, match="which Machine does not answer: it answers sites of one of"):
+    with pytest.raises(UnsupportedQueryError, match="which Machine does not answer: it answers only sites of one"):
         REFUSED[name](machine, x)
     assert not machine.questions
 
@@ -259,7 +259,7 @@ def test_an_autoregressive_model_decodes_in_its_order_and_refuses_gibbs_and_diag
     drawn = any_order.sample(model, x, everything, generator=0, order=order)
     assert drawn.shape == x.shape
     later = GibbsSampler(model, scan=scans.systematic())
-    with pytest.raises(UnsupportedQueryError, match="it answers the next sites of its order given all before them"):
+    with pytest.raises(UnsupportedQueryError, match="it answers only the next sites of its order"):
         later.run(chains=3, draws=1, generator=0)
     with pytest.raises(UnsupportedQueryError, match=r"Compatibility is about conditionals that overlap"):
         fg.diagnose(model, drawn, budget=100)
