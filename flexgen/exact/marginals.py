@@ -22,16 +22,18 @@ class GaussianMixtureMarginals:
 
     Args:
         log_weights: ``[B, N, K]``, or broadcastable to it; normalised here over K.
-        means: ``[B, N, K]``; of sites with an event shape ``[B, N, K, *site]``: the entries of an event are independent
-            within a component, and share the component.
+        means: ``[B, N, K]``; of sites with an event shape ``[B, N, K, *site]`` beside log-weights of three axes at
+            most: the entries of an event are independent within a component, and share the component.
         sds: like `means`, positive.
     """
 
     def __new__(cls, log_weights: Tensor, means: Tensor, sds: Tensor) -> GaussianMixtureMarginals:  # noqa: ARG004
-        return object.__new__(_EventMixtureMarginals if cls is GaussianMixtureMarginals and means.ndim > 3 else cls)
+        has_events = cls is GaussianMixtureMarginals and means.ndim > 3 >= log_weights.ndim
+        return object.__new__(_EventMixtureMarginals if has_events else cls)
 
     def __init__(self, log_weights: Tensor, means: Tensor, sds: Tensor) -> None:
-        self.log_weights = log_weights.log_softmax(-1).expand(means.shape[:3])
+        weighted = means.shape[:3] if isinstance(self, _EventMixtureMarginals) else means.shape
+        self.log_weights = log_weights.log_softmax(-1).expand(weighted)
         self.means = means
         self.sds = sds
 
