@@ -32,6 +32,14 @@ class Answers(ABC):
     def allows(self, query: Query) -> Tensor:
         """Whether each row's query can be answered, bool ``[B]``; of one query for all rows, bool ``[]``."""
 
+    def allows_all(self, query: Query) -> bool:
+        """Whether `allows` is true of every row; remembered, since a scan asks the same queries in every sweep."""
+        known: tuple[Answers, bool] | None = query.__dict__.get("_allowed")
+        if known is None or known[0] is not self:
+            known = (self, bool(self.allows(query).all()))
+            object.__setattr__(query, "_allowed", known)
+        return known[1]
+
     def factorizes(self, query: Query) -> bool:  # noqa: ARG002
         """Whether the targets of every row are independent given its observed sites, as far as is declared.
 
@@ -121,7 +129,7 @@ class Blocks(Answers):
         return (count == 0) | ((count == 1) & known)
 
     def factorizes(self, query: Query) -> bool:
-        return self.independent and bool(self.allows(query).all())
+        return self.independent and self.allows_all(query)
 
     def __str__(self) -> str:
         return f"sites of one of its {len(self.blocks)} blocks given the others"
@@ -193,17 +201,15 @@ def check_query(conditional: object, query: Query, *, fix: str = "") -> None:
         UnsupportedQueryError: names the query, what the conditional answers, and the fix.
     """
     answers = answers_of(conditional)
-    if isinstance(answers, AnyQuery):
+    if isinstance(answers, AnyQuery) or answers.allows_all(query):
         return
     allowed = answers.allows(query)
-    if bool(allowed.all()):
-        return
     where, one = "", query
     if query.is_batched:
         row = int((~allowed).nonzero()[0])
         where, one = f" in row {row}", Query(query.target[row], query.observed[row])
     raise UnsupportedQueryError(
         "query",
-        f"is {one!r}{where}, which {type(conditional).__name__} does not answer: it answers {answers}",
+        f"is {one!r}{where}, which {type(conditional).__name__} does not answer: it answers only {answers}",
         fix or "Ask what it answers, for example by Gibbs sampling with the observed sites clamped.",
     )

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from flexgen import rng
+from flexgen.answers import check_query
 from flexgen.checks import kind_of
 from flexgen.compatibility.exact.family import ConditionalFamily
 from flexgen.compatibility.exact.gaussian import GaussianConditionals
@@ -40,6 +41,7 @@ from flexgen.compatibility.networks.sites import SiteAnswers, check_answers, pre
 from flexgen.compatibility.networks.values import Values
 from flexgen.conditional import Conditional
 from flexgen.errors import DataError, FlexgenError
+from flexgen.query import Query
 from flexgen.rng import Randomness
 from flexgen.space import Space
 from flexgen.table_model import TableModel
@@ -142,7 +144,8 @@ def diagnose(
         FlexgenError: options that are none; a budget that nothing can be measured with.
             A model whose answers do not sum to 1 over a site's categories, differ when a query is repeated, or change
             with the values at unobserved places.
-        UnsupportedQueryError: a model without densities.
+        UnsupportedQueryError: a model without densities, or one that declares not to answer p(x_i | rest), which every
+            diagnostic asks for.
     """
     check_margin(margin)
     check_level(level)
@@ -155,6 +158,12 @@ def diagnose(
     called = _names(space, names)
     examined = _sites(called, sites)
     answers = SiteAnswers(conditional, batch_size=batch_size)
+    for site in examined.tolist():
+        check_query(
+            conditional,
+            Query.complete(site, num_sites=space.num_sites),
+            fix="Compatibility is about conditionals that overlap: pass a model that answers p(x_i | rest).",
+        )
     values = Values.or_default(values, answers)
     seed = checked_seed(generator)
     present = answers.present_in(x)

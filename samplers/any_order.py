@@ -12,7 +12,7 @@ Sources: Uria, Murray & Larochelle (2014), *A deep and tractable density estimat
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from flexgen import rng
+from flexgen.answers import AnyQuery, answers_of, check_query
 from flexgen.conditional import Conditional, HasLogProb, HasMarginals, marginals_at, take_at
 from flexgen.errors import FlexgenError, SpaceError, UnsupportedQueryError
 from flexgen.query import Query
@@ -118,13 +119,19 @@ def log_prob(
             raise FlexgenError("generator", "is not given, but orders are to be drawn", "Pass one, or pass the orders.")
         source = rng.resolve(generator, x.device)
         num_orders = orders
-        each = (rng.permutation(len(x), x.shape[1], generator=source) for _ in range(num_orders))
+        each: Iterator[Tensor] = (rng.permutation(len(x), x.shape[1], generator=source) for _ in range(num_orders))
     else:
         _check_order("orders", orders, x.shape[1])
         if orders.ndim == 1:
             orders = orders[None]
         num_orders = len(orders)
-        each = (order for order in orders)
+        each = iter(orders)
+    if not isinstance(answers_of(conditional), AnyQuery):  # refuse before any evaluation
+        chosen = list(each)
+        for order in chosen:
+            for step in _site_by_site(query, order):
+                check_query(conditional, step, fix="Use orders that it answers, or scores of complete conditionals.")
+        each = iter(chosen)
     terms = torch.stack([_one_order(conditional, x, query, order) for order in each])  # [M, B]
     return terms.logsumexp(0) - math.log(num_orders)
 
@@ -152,7 +159,7 @@ def refuse_missing(x: Tensor, query: Query, *, targets: bool = False) -> None:
         )
 
 
-def _site_by_site(query: Query, order: Tensor) -> Walk:
+def _site_by_site(query: Query, order: Tensor) -> Generator[SiteQuery, Tensor | None, None]:
     """The queries of ``query.chain(order)``, for a batched query, with the site's number along."""
     sites, counts = first_in_order(query.target, order.to(query.device))  # [B, N], [B]
     num_steps, fewest = int(counts.max()), int(counts.min())
@@ -171,7 +178,6 @@ def _one_order(conditional: Conditional, x: Tensor, query: Query, order: Tensor)
     total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     walk = _site_by_site(query, order)
     for step in walk:
-        assert isinstance(step, SiteQuery)
         if isinstance(conditional, HasMarginals):
             each = marginals_at(conditional, x, step, step.sites).log_prob(take_at(x, step.sites))[:, 0]
             total = total + (each if step.asks is None else torch.where(step.asks, each, 0.0))

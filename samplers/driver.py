@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from flexgen import rng
+from flexgen.answers import answers_of
 from flexgen.checks import randomness, renamed
 from flexgen.conditional import CanSample, Conditional, absent_in
 from flexgen.errors import FlexgenError, UnsupportedQueryError
@@ -259,7 +260,7 @@ def _draw_free(conditional: Conditional, x: Tensor, clamped: Tensor, streams: St
     space = conditional.space
     events = (1,) * len(space.site_shape)
     x = torch.where(clamped.view(*clamped.shape, *events), x, torch.zeros((), dtype=x.dtype, device=x.device))
-    if isinstance(conditional, CanSample):
+    if isinstance(conditional, CanSample) and bool(answers_of(conditional).allows(Query.rest(clamped)).all()):
         try:
             with torch.no_grad():
                 return conditional.sample(x, Query.rest(clamped), generator=streams)

@@ -8,6 +8,7 @@ marginals in one evaluation.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,9 +18,9 @@ import torch
 from torch import Tensor
 
 from flexgen import rng
+from flexgen.answers import Answers, AnyQuery, answers_of, check_query
 from flexgen.conditional import (
     BernoulliMarginals,
-    CanSample,
     CategoricalMarginals,
     Conditional,
     HasMarginals,
@@ -166,10 +167,11 @@ def run(
     Returns:
         The state after the last step, a new tensor.
     """
-    if not isinstance(schedule, Schedule):
+    if not callable(getattr(schedule, "walk", None)):  # isinstance would evaluate its costs, every sweep
         raise FlexgenError(
             "schedule", f"is {schedule!r}, which has no walk", "A scan becomes a schedule by scan.over(free)."
         )
+    check_answers(conditional, x, schedule)
     places = _Places(rng.resolve(generator, x.device), len(x), x.device)
     with (
         torch.no_grad(),
@@ -247,18 +249,48 @@ class _Places:
             self.generator.counter = self._start + place * self.STRIDE + offset
 
 
+# Of schedules that were walked, such as the sweeps of a scan: what the conditional declared.
+_CHECKED: weakref.WeakKeyDictionary[Schedule, Answers] = weakref.WeakKeyDictionary()
+
+
+def check_answers(conditional: Conditional, x: Tensor, schedule: Schedule) -> None:
+    """Raises if the schedule asks what the conditional declares not to answer; walks it once, without any evaluation.
+
+    Raises:
+        UnsupportedQueryError: names the query and what the conditional answers.
+    """
+    answers = answers_of(conditional)
+    if isinstance(answers, AnyQuery) or _CHECKED.get(schedule) == answers:
+        return
+    nothing = torch.zeros(x.shape[:2], dtype=torch.float64, device=x.device)
+    walk = schedule.walk(x, generator=torch.Generator(x.device).manual_seed(0))
+    step = next(walk, None)
+    while step is not None:
+        check_query(conditional, step.query if isinstance(step, Factorized) else step)
+        if isinstance(step, Factorized) and step.keep is not None:
+            step.keep(nothing)
+        try:
+            step = walk.send(x)
+        except StopIteration:
+            break
+    _CHECKED[schedule] = answers
+
+
 def _answer(conditional: Conditional, x: Tensor, step: Step, places: _Places) -> Tensor:
     """The state after one step; may reuse the storage of `x`."""
+    check_query(conditional, step.query if isinstance(step, Factorized) else step)
     if isinstance(step, Factorized):
         return _draw_factorized(conditional, x, step, places.generator)
     if isinstance(step, SiteQuery) and draws_by_marginals(conditional):
         assert isinstance(conditional, MarginalConditional)
         return _draw_site(conditional, x, step, places)
-    if not isinstance(conditional, CanSample):
+    draw = getattr(conditional, "sample", None)  # isinstance of a protocol costs as much as a small evaluation
+    if draw is None:
         raise UnsupportedQueryError(
             "conditional", f"{type(conditional).__name__} cannot draw samples", "Pass one that has sample()."
         )
-    return conditional.sample(x, step, generator=places.generator)
+    drawn: Tensor = draw(x, step, generator=places.generator)
+    return drawn
 
 
 def draws_by_marginals(conditional: Conditional) -> bool:

@@ -1,4 +1,4 @@
-"""Marginals of real sites: at each, a mixture of normal laws."""
+"""Marginals of real sites: at each, a mixture of normal distributions."""
 
 from __future__ import annotations
 
@@ -18,23 +18,32 @@ _MODE_CHUNK_ENTRIES = 1 << 18  # densities of all components at all component me
 
 
 class GaussianMixtureMarginals:
-    """A mixture of K normal laws at every site of every row; what a network's head or an exact mixture answers.
+    """A mixture of K normal distributions at every site of every row: what a network's head or a mixture answers.
 
     Args:
         log_weights: ``[B, N, K]``, or broadcastable to it; normalised here over K.
-        means: ``[B, N, K]``.
-        sds: ``[B, N, K]``, positive.
+        means: ``[B, N, K]``; of sites with an event shape ``[B, N, K, *site]`` beside log-weights of three axes at
+            most: the entries of an event are independent within a component, and share the component.
+        sds: like `means`, positive.
     """
 
+    def __new__(cls, log_weights: Tensor, means: Tensor, sds: Tensor) -> GaussianMixtureMarginals:  # noqa: ARG004
+        has_events = cls is GaussianMixtureMarginals and means.ndim > 3 >= log_weights.ndim
+        return object.__new__(_EventMixtureMarginals if has_events else cls)
+
     def __init__(self, log_weights: Tensor, means: Tensor, sds: Tensor) -> None:
-        self.log_weights = log_weights.log_softmax(-1).expand(means.shape)
+        weighted = means.shape[:3] if isinstance(self, _EventMixtureMarginals) else means.shape
+        self.log_weights = log_weights.log_softmax(-1).expand(weighted)
         self.means = means
         self.sds = sds
 
+    def __getnewargs__(self) -> tuple[Tensor, Tensor, Tensor]:  # of copies and pickles
+        return self.log_weights, self.means, self.sds
+
     def at(self, sites: Tensor) -> GaussianMixtureMarginals:
         """The same answers at sites ``[S]`` or ``[B, S]`` alone."""
-        parts = (take_at(part.expand_as(self.means), sites) for part in (self.log_weights, self.means, self.sds))
-        return GaussianMixtureMarginals(*parts)
+        parts = (self.log_weights, self.means, self.sds.expand_as(self.means))
+        return GaussianMixtureMarginals(*(take_at(part, sites) for part in parts))
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log density in nats of each site on its own, ``[B, N]``."""
@@ -92,3 +101,63 @@ class GaussianMixtureMarginals:
     def _log_density(self, at: Tensor) -> Tensor:
         """Log density at Q points a site: ``[B, N, Q]`` -> ``[B, N, Q]``."""
         return self._log_terms(at).logsumexp(-1)
+
+
+class _EventMixtureMarginals(GaussianMixtureMarginals):
+    """Sites whose values are events ``[*site]``: log-probabilities ``[B, N]``, values ``[B, N, *site]``."""
+
+    at = GaussianMixtureMarginals.at
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Joint log density of each site's event in nats, ``[B, N]``."""
+        return self._log_density_at(x[:, :, None])[:, :, 0]
+
+    def cdf(self, x: Tensor) -> Tensor:
+        """The probability of a value at most x of each entry on its own, ``[B, N, *site]``."""
+        z = (x[:, :, None] - self.means) / self.sds
+        return (self._weights() * 0.5 * torch.erfc(-z / math.sqrt(2))).sum(2)
+
+    def sample(self, *, generator: Randomness) -> Tensor:
+        """Independent draws, ``[B, N, *site]``: a component for each site, then a normal number for each entry."""
+        component = rng.categorical(self.log_weights, generator=generator)  # [B, N]
+        at = component.view(*component.shape, 1, *self._ones()).expand_as(self.means[:, :, :1])
+        mean, sd = self.means.gather(2, at)[:, :, 0], self.sds.expand_as(self.means).gather(2, at)[:, :, 0]
+        return mean + sd * rng.normal(mean.shape, generator=generator, dtype=self.means.dtype)
+
+    def mean(self) -> Tensor:
+        """``[B, N, *site]``."""
+        return (self._weights() * self.means).sum(2)
+
+    def sd(self) -> Tensor:
+        """Standard deviation of each entry, ``[B, N, *site]``."""
+        between = self.means - self.mean()[:, :, None]
+        return (self._weights() * (self.sds.square() + between.square())).sum(2).sqrt()
+
+    def mode(self, *, num_steps: int = 30) -> Tensor:
+        """A mode of the events' joint density, ``[B, N, *site]``, by mean shift as for scalar sites."""
+        if self.means.shape[2] == 1:
+            return self.means[:, :, 0].clone()
+        heights = torch.stack([self.log_prob(mean) for mean in self.means.unbind(2)], -1)  # [B, N, K]
+        best = heights.argmax(-1).view(*heights.shape[:2], 1, *self._ones()).expand_as(self.means[:, :, :1])
+        at = self.means.gather(2, best)  # [B, N, 1, *site]
+        for _ in range(num_steps):
+            share = self._log_terms_at(at)[:, :, 0].softmax(-1)  # [B, N, K]
+            pull = share.view(*share.shape, *self._ones()) / self.sds.square()
+            at = ((pull * self.means).sum(2) / pull.sum(2))[:, :, None]
+        return at[:, :, 0]
+
+    def _ones(self) -> tuple[int, ...]:
+        return (1,) * (self.means.ndim - 3)
+
+    def _weights(self) -> Tensor:
+        """``[B, N, K, 1, ..]``."""
+        return self.log_weights.exp().view(*self.log_weights.shape, *self._ones())
+
+    def _log_terms_at(self, at: Tensor) -> Tensor:
+        """log w_k p_k at Q events a site: ``[B, N, Q, *site]`` -> ``[B, N, Q, K]``."""
+        z = (at[:, :, :, None] - self.means[:, :, None]) / self.sds.expand_as(self.means)[:, :, None]
+        each = -0.5 * z.square() - self.sds.expand_as(self.means).log()[:, :, None] - 0.5 * _LOG_2PI
+        return self.log_weights[:, :, None] + each.flatten(4).sum(-1)
+
+    def _log_density_at(self, at: Tensor) -> Tensor:
+        return self._log_terms_at(at).logsumexp(-1)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flexgen import rng
+from flexgen.answers import AnyQuery, answers_of, check_query
 from flexgen.checks import kind_of
 from flexgen.conditional import HasMarginals, check_marginals, marginals_at, take_at, takes_sites, target_sites
 from flexgen.errors import DataError, UnsupportedQueryError
@@ -20,6 +21,8 @@ from flexgen.query import Query
 from flexgen.rng import Randomness
 from flexgen.space import Space
 from flexgen.training.batches import Batch
+
+_CHECKED_ROWS = 256  # whose queries are looked at before training begins
 
 __all__ = ["MaskedLikelihood", "MovingObjective", "Objective", "masked_likelihood"]
 
@@ -96,6 +99,7 @@ class MaskedLikelihood:
         """Raises unless the network has marginals, and what the batch holds belongs to its space, if it has one.
 
         Raises:
+            UnsupportedQueryError: a network without marginals, or a law whose queries it declares not to answer.
             SpaceError: a value outside the space, such as a category that does not exist, or a row of another length.
         """
         if not hasattr(network, "marginals"):
@@ -108,6 +112,10 @@ class MaskedLikelihood:
         space = getattr(network, "space", None)
         if isinstance(space, Space):
             space.validate(x, where=present, argument=argument)
+        if not isinstance(answers_of(network), AnyQuery):
+            some, there = x[:_CHECKED_ROWS], present[:_CHECKED_ROWS]
+            draw = self.law.draw(there, generator=rng.Streams(0, len(some), device=x.device), x=some)
+            check_query(network, draw.query, fix="Train it under a law that draws such queries.")
 
     def __repr__(self) -> str:
         return f"MaskedLikelihood({self.law!r})"

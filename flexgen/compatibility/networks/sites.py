@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from flexgen import rng
+from flexgen.answers import AnyQuery, answers_of, check_query
 from flexgen.checks import whole_number
 from flexgen.compatibility.networks.effects import Cost
 from flexgen.conditional import (
@@ -222,6 +223,9 @@ class SiteAnswers:
             x, observed = self._made(requests, first[begin:end])
             target = torch.zeros_like(observed)
             target[at, requests.sites[numbers]] = True
+            if not isinstance(answers_of(self.conditional), AnyQuery):  # each request is a question of its own
+                one = torch.zeros_like(observed[at]).scatter(1, requests.sites[numbers][:, None], True)
+                check_query(self.conditional, Query(one, observed[at]))
             read = observed if self.has_marginals else observed | target
             yield numbers, at, torch.where(read, x, torch.zeros_like(x)), Query(target, observed)
             self.cost += Cost(end - begin, 1, time.perf_counter() - began)
@@ -360,6 +364,7 @@ def _check(answers: SiteAnswers, x: Tensor, observed: Tensor, site: Tensor, enum
     other = torch.where(there == 0, torch.ones_like(x), there)
     own = x[each, site].double()[:, None]
     try:
+        check_query(answers.conditional, query)
         (before, by_category), (again, _), (after, _) = (
             _evaluated(answers, torch.where(read, x, fill), query, site, own) for fill in (blank, blank, other)
         )
