@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from flexgen import rng
@@ -86,7 +87,8 @@ class FiniteJoint(ABC):
         at = site[:, None, None].expand(-1, len(values), 1)
         put = torch.where(possible, values, 0)[..., None].to(x.dtype)  # [M, K, 1]
         states = x[:, None].expand(-1, len(values), -1).scatter(2, at, put)
-        scores = self.log_weight(states.flatten(0, 1)).view(possible.shape)
+        scores = self.log_weight(rearrange(states, "m k n -> (m k) n"))
+        scores = rearrange(scores, "(m k) -> m k", m=len(states))
         return scores.masked_fill(~possible, -torch.inf).log_softmax(-1)
 
     def marginals(self, x: Tensor, query: Query, *, sites: Tensor | None = None) -> CategoricalMarginals:

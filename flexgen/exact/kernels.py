@@ -16,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from einops import rearrange
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
@@ -80,7 +81,8 @@ def sweep_kernel(tables: HasBlockTables, order: Iterable[Block]) -> Tensor:
             "Use kernels.sweep, which moves a law through a scan without forming the kernel.",
         )
     points = torch.eye(num_states, dtype=torch.float64).view(num_states, *tables.shape)  # [S, V_0, .., V_{N-1}]
-    return sweep(points, tables, order).view(num_states, num_states)
+    kernel: Tensor = rearrange(sweep(points, tables, order), "s ... -> s (...)")
+    return kernel
 
 
 def random_scan_kernel(
