@@ -73,7 +73,7 @@ def test_training_goes_on_from_a_backbone(trained: Path, tmp_path: Path) -> None
     [
         ("model.prediction=epsilon", "prediction: is NoiseProcess(prediction='epsilon'"),
         ("model.network.channels=[8,32]", "network.channels: is [8, 32], but start_from has"),
-        ("training.start_from=nowhere", "training.start_from: nowhere holds no backbone.json"),
+        ("training.start_from=nowhere", "training.start_from: 'nowhere' holds no backbone.json"),
     ],
 )
 def test_another_network_is_no_beginning(
@@ -154,7 +154,7 @@ def test_plans_have_the_names_that_python_knows(told: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (["model=nowhere"], "model: nowhere holds no backbone.json"),
+        (["model=nowhere"], "model: 'nowhere' holds no backbone.json"),
         (["observed=nowhere.mp4"], "observed: 'nowhere.mp4' does not exist"),
         (["num_observed=99"], "num_observed: is 99, but the video has 12"),
         (["observed_index=[0,1]"], "observed_index: names 2 places for 3"),
@@ -181,7 +181,7 @@ def test_plans_have_the_names_that_python_knows(told: str, name: str) -> None:
         (["num_inference_steps=99999999999"], "memory: Unable to allocate"),
         (["model=" + "x" * 5000], "cannot be looked for: File name too long"),
         (["plan=adaptive-hierarchy-2", "plan.distance=ssim"], "plan.distance: is 'ssim'. Choose 'pixels' or 'lpips'"),
-        (["output=/proc/nowhere/out"], "output: '/proc/nowhere/out' cannot be written"),
+        (["output=/proc/nowhere/out"], "output: '/proc/nowhere/out/frames' cannot be written"),
     ],
 )
 def test_wrong_keys_are_named(
