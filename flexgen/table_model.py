@@ -19,6 +19,7 @@ from flexgen.data.schema import TableSchema
 from flexgen.data.selection import Columns, column_numbers, given_row, query_of
 from flexgen.errors import DataError
 from flexgen.laws import MaskLaw
+from flexgen.processes import Processes
 from flexgen.query import Query
 from flexgen.rng import Randomness
 from flexgen.space import Kind
@@ -79,6 +80,9 @@ class TableModel:
             checkpoint_dir: a folder for checkpoints of the training.
             resume: go on from the checkpoints of an interrupted call with the same arguments.
 
+        Under torchrun every process makes this same call; they share the networks that are trained, and all get the
+        model that one process would have fitted.
+
         Raises:
             DataError: nothing to learn from, or values that no column can hold; names the column and the fix.
             CheckpointError: `checkpoint_dir` is of another call, cannot be written to, or is full.
@@ -136,6 +140,7 @@ class TableModel:
         generator: Randomness | int | None = None,
         batch_size: int = _ROWS_AT_ONCE,
         progress: bool = False,
+        processes: Processes | None = None,
     ) -> pd.DataFrame:
         """The frame with its missing entries filled; present ones and further columns stay as they are.
 
@@ -147,6 +152,8 @@ class TableModel:
             generator: of the draws; a row's draw does not depend on the rows beside it. An int is a seed.
             batch_size: rows computed at once.
             progress: show a bar.
+            processes: share the batches with the other processes of the job (``flexgen.processes.Processes()`` under
+                torchrun), all of which make this call and get its result.
         """
         if method not in METHODS:
             raise DataError("method", f"is {method!r}", "Choose 'mean', 'mode' or 'draw'.")
@@ -157,14 +164,20 @@ class TableModel:
         generator = randomness("generator", generator)
         x = self.schema.encode(df)
         seed = rng.seed_from(generator) if method == "draw" else 0
+        rows = x.isnan().any(1).nonzero()[:, 0]
+        batches = rows.split(batch_size) if len(rows) else ()
+        processes = Processes.alone() if processes is None else processes
         frames = []
-        with tqdm(total=num_draws * len(x), disable=not progress, unit="row") as bar:
+        with tqdm(total=num_draws * sum(map(len, processes.share(batches))), disable=not progress, unit="row") as bar:
             for number in range(num_draws):
-                filled = x.clone()
-                rows = x.isnan().any(1).nonzero()[:, 0]
-                for some in rows.split(batch_size) if len(rows) else ():
-                    filled[some] = self._fill(x[some], method, rng.Streams(rng.key(seed, "impute", number), some))
+
+                def fill(some: Tensor, seed: int = rng.key(seed, "impute", number)) -> Tensor:
                     bar.update(len(some))
+                    return self._fill(x[some], method, rng.Streams(seed, some))
+
+                filled = x.clone()
+                for some, values in zip(batches, processes.map(fill, batches), strict=True):
+                    filled[some] = values
                 frames.append(self.schema.fill(df, filled))
         if num_draws == 1:
             return frames[0]
@@ -191,6 +204,7 @@ class TableModel:
         generator: Randomness | int | None = None,
         batch_size: int = _ROWS_AT_ONCE,
         progress: bool = False,
+        processes: Processes | None = None,
     ) -> pd.DataFrame:
         """Rows of the joint distribution.
 
@@ -204,6 +218,7 @@ class TableModel:
             generator: a seed or a source; row i is the same whatever `num_rows` and `batch_size` are.
             batch_size: rows computed at once.
             progress: show a bar.
+            processes: as in `impute`.
         """
         num_rows = whole_number("num_rows", num_rows, 0)
         num_sweeps = whole_number("num_sweeps", num_sweeps, 0)
@@ -216,9 +231,11 @@ class TableModel:
             )
         start, observed = given_row(self.schema, {} if given is None else given)
         seed = rng.seed_from(randomness("generator", generator))
-        parts = []
-        with tqdm(total=num_rows, disable=not progress, unit="row") as bar:
-            for rows in torch.arange(num_rows).split(batch_size) if num_rows else ():
+        processes = Processes.alone() if processes is None else processes
+        batches = torch.arange(num_rows).split(batch_size) if num_rows else ()
+        with tqdm(total=sum(map(len, processes.share(batches))), disable=not progress, unit="row") as bar:
+
+            def draw(rows: Tensor) -> Tensor:
                 x = start.expand(len(rows), -1).to(self.device)
                 query = Query.rest(observed.to(self.device).expand(len(rows), -1))
                 streams = rng.Streams(rng.key(seed, "sample"), rows.to(self.device))
@@ -233,8 +250,10 @@ class TableModel:
                         generator=seed,
                     )
                     x = chains.draws[-1]
-                parts.append(x.cpu())
                 bar.update(len(rows))
+                return x.cpu()
+
+            parts = processes.map(draw, batches)
         return self.schema.decode(torch.cat(parts) if parts else torch.zeros(0, len(self.schema.columns)))
 
     def log_prob(

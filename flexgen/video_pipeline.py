@@ -19,6 +19,7 @@ from flexgen import rng
 from flexgen.checks import folder_path, renamed, usable_device, whole_number
 from flexgen.data.video_files import VideoWriter
 from flexgen.errors import CheckpointError, ConfigError, DataError, PlanError
+from flexgen.processes import Processes
 from flexgen.rng import Randomness
 from flexgen.video.backbone import VideoBackbone
 from flexgen.video.given import given_frames, given_places
@@ -41,7 +42,6 @@ from samplers.executor import execute, resample
 from samplers.frames import AdaptivePlan, Plan
 from samplers.frames.distances import Distance, DistanceName
 from samplers.frames.plan import ranges
-from samplers.team import Team
 
 __all__ = ["VideoOutput", "VideoPipeline"]
 
@@ -218,13 +218,13 @@ class VideoPipeline:
                 dtype=dtype,
                 on_step=callback_on_step_end,
             )
-        team = Team()
-        if team.size > 1 and output_dir is None:
-            raise ConfigError("output_dir", f"is None, but {team.size} processes share the work", "Name a folder.")
+        processes = Processes()
+        if processes.size > 1 and output_dir is None:
+            raise ConfigError("output_dir", f"is None, but {processes.size} processes share the work", "Name a folder.")
         folder = Path(tempfile.mkdtemp(prefix="flexgen-")) if output_dir is None else Path(output_dir)
         try:
             with errors_of(folder):
-                team.first(lambda: require_ours(folder))
+                processes.first(lambda: require_ours(folder))
                 open_store = partial(
                     FrameStore.open,
                     folder / "frames",
@@ -234,23 +234,23 @@ class VideoPipeline:
                     request=model.settings(),
                 )
                 if overwrite:
-                    team.first(lambda: start_anew(folder, open_store))
+                    processes.first(lambda: start_anew(folder, open_store))
+                processes.first(lambda: bool(open_store()))  # one makes it, the others find it
                 store = open_store()
                 # What is there may be of a video that this call is no repetition of: it stays until that is known.
-                team.first(lambda: write_plan(folder, chosen, store, replace=False))
+                processes.first(lambda: write_plan(folder, chosen, store, replace=False))
                 execute(model, chosen, store, seed=rng.seed_from(generator), batch_size=batch_size, progress=progress)
-                team.first(lambda: write_plan(folder, chosen, store, replace=True))
+                processes.first(lambda: write_plan(folder, chosen, store, replace=True))
             video = sheet = None
             frames: Any = store.frames()
             if output_dir is None:
                 frames = np.array(frames)
             else:
                 is_shown = output_type == "mp4"
-                team.first(lambda: write_pictures(folder, frames, index, fps=fps if is_shown else None))
+                processes.first(lambda: write_pictures(folder, frames, index, fps=fps if is_shown else None))
                 sheet, video = folder / SHEET_FILE, folder / VIDEO_FILE if is_shown else None
             walked = walked_plan(chosen, store)
         finally:
-            team.close()
             if output_dir is None:
                 shutil.rmtree(folder, ignore_errors=True)
         evaluations = chosen.evaluations_per_frame(model.evaluations_per_window, cached=model.cached)
@@ -299,10 +299,9 @@ class VideoPipeline:
                 batch_size=batch_size,
                 progress=progress,
             )
-        frames, team = store.frames(), Team()
-        is_shown = team.first((folder / VIDEO_FILE).exists)
-        team.first(lambda: write_pictures(folder, frames, plan.observed, fps=fps if is_shown else None))
-        team.close()
+        frames, processes = store.frames(), Processes()
+        is_shown = processes.first((folder / VIDEO_FILE).exists)
+        processes.first(lambda: write_pictures(folder, frames, plan.observed, fps=fps if is_shown else None))
         sheet, video = folder / SHEET_FILE, folder / VIDEO_FILE if is_shown else None
         evaluations = plan.evaluations_per_frame(model.evaluations_per_window, cached=model.cached)
         return VideoOutput(frames, walked_plan(plan, store), folder, video, sheet, evaluations)

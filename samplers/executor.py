@@ -34,12 +34,12 @@ from flexgen import rng
 from flexgen.checks import whole_number
 from flexgen.conditional import CanSample
 from flexgen.errors import FlexgenError, PlanError, UnsupportedQueryError
+from flexgen.processes import Processes
 from flexgen.query import Query
 from flexgen.rng import Streams
 from samplers.frames.adaptive import AdaptivePlan
 from samplers.frames.plan import Plan, Window
 from samplers.schedule import progress_bar
-from samplers.team import Team
 
 __all__ = ["Execution", "FrameConditional", "FrameStorage", "OverVideo", "execute", "resample"]
 
@@ -258,10 +258,9 @@ def resample(
 def _started(run: _Run) -> Iterator[_Run]:
     """The store to itself, and a word on Ctrl-C."""
     with contextlib.ExitStack() as stack, torch.no_grad():
-        team = Team()
-        stack.callback(team.close)
+        processes = Processes()
         try:
-            run.start(team, stack)
+            run.start(processes, stack)
             yield run
         except KeyboardInterrupt:
             problem = f"stopped with {len(run.done)} of {run.num_windows} windows done"
@@ -297,9 +296,9 @@ class _Run:
         self.done: set[int] = set()
         self.notes: dict[str, Any] = {}
 
-    def start(self, team: Team, stack: contextlib.ExitStack) -> None:
+    def start(self, processes: Processes, stack: contextlib.ExitStack) -> None:
         """Takes the store for this job, checks it, and sees what is done."""
-        self.team = team
+        self.processes = processes
 
         def take() -> tuple[set[int], dict[str, Any]]:
             stack.enter_context(self.store.exclusive())
@@ -310,7 +309,7 @@ class _Run:
             self.store.verify()
             return set(self.store.done), dict(self.store.notes)
 
-        self.done, self.notes = team.first(take)
+        self.done, self.notes = processes.first(take)
         if not isinstance(self.plan, Plan):
             self.windows = [Window(**window) for window in self.notes.get("windows", ())]
 
@@ -327,20 +326,20 @@ class _Run:
     def reopen(self, numbers: frozenset[int], notes: dict[str, Any]) -> None:
         """Has windows drawn again."""
         frames = [frame for number in numbers for frame in self.windows[number].target]
-        self.team.first(partial(self.store.reopen, numbers, frames=frames, notes=notes))
+        self.processes.first(partial(self.store.reopen, numbers, frames=frames, notes=notes))
         self.done -= numbers
         self.notes = notes
 
     def finish(self, progress: bool) -> Execution:
         """Draws all that is not done."""
         num_pending, num_drawn = self.num_windows - len(self.done), 0
-        with progress_bar(num_pending if progress and self.team.is_first else None, "windows") as advance:
+        with progress_bar(num_pending if progress and self.processes.is_first else None, "windows") as advance:
             for wave in self._waves():
                 for numbers in self._draw_wave(wave):
                     num_drawn += len(numbers)
                     for _ in numbers:
                         advance()
-        self.team.each(self.store.refresh)  # the other processes have not seen the marks
+        self.processes.each(self.store.refresh)  # the other processes have not seen the marks
         return Execution(self.num_windows, num_drawn, tuple(self.notes.get("stale", ())))
 
     def _waves(self) -> Iterator[Sequence[int]]:
@@ -362,7 +361,7 @@ class _Run:
             (window,) = plan.next_window(frames[None], number)
             return {"target": window.target, "observed": window.observed}
 
-        chosen = self.team.first(choose)
+        chosen = self.processes.first(choose)
         self.windows.append(Window(chosen["target"], chosen["observed"]))
         self.notes = {**self.notes, "windows": [*self.notes.get("windows", ()), chosen]}
 
@@ -374,12 +373,12 @@ class _Run:
             return
         frames = [frame for batch in batches for number in batch for frame in self.windows[number].target]
         # Also the moment at which all processes have finished the wave before.
-        self.team.first(partial(self.store.reopen, frames=frames))
-        for start in range(0, len(batches), self.team.size):
-            shared = batches[start : start + self.team.size]
-            mine = shared[self.team.rank] if self.team.rank < len(shared) else []
-            written = itertools.chain.from_iterable(self.team.each(partial(self._draw, mine)))
-            self.team.first(partial(self.store.mark_done, written, notes=self.notes))
+        self.processes.first(partial(self.store.reopen, frames=frames))
+        for start in range(0, len(batches), self.processes.size):
+            shared = batches[start : start + self.processes.size]
+            mine = shared[self.processes.rank] if self.processes.rank < len(shared) else []
+            written = itertools.chain.from_iterable(self.processes.each(partial(self._draw, mine)))
+            self.processes.first(partial(self.store.mark_done, written, notes=self.notes))
             numbers = list(itertools.chain.from_iterable(shared))
             self.done.update(numbers)
             yield numbers

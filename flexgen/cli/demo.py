@@ -28,6 +28,7 @@ from flexgen.errors import DataError
 from flexgen.laws import MaskLaw
 from flexgen.metrics import ImputationError, classifier_two_sample_test
 from flexgen.plots import compare_rows, rank_correlation
+from flexgen.processes import Processes
 from flexgen.query import Query
 from flexgen.table_model import TableModel
 from flexgen.tables.checkpoint import TABLE_FILES, earlier_table_files
@@ -73,10 +74,8 @@ def run(config: DictConfig) -> None:
     """Config: configs/demo.yaml."""
     chosen, sampler = read(Parameters, config), read(Sampler, config.sampler, at="sampler.")
     settings, law = table_settings(config), build(config.law, at="law", kind=MaskLaw)
-    output = require_free_folder(chosen.output, argument="output", overwrite=chosen.overwrite)
-    saving.require_ours(output, _FILES, earlier=_earlier_files, argument="output", error=DataError)
-    saving.refuse_links(output, ["model/config.json"], "output", DataError)
-    saving.require_ours(output / "model", TABLE_FILES, earlier=earlier_table_files, argument="output", error=DataError)
+    processes, output = Processes(), chosen.output
+    processes.first(lambda: _require_free(output, overwrite=chosen.overwrite))
     name, df = str(chosen.data.get("name") or chosen.data.get("path")), read_source(config.data)
     train, test = _split(df, chosen.test_share, chosen.seed)
     gaps = rng.uniform(train.shape, generator=rng.stream(chosen.seed, "gaps")).numpy() < chosen.missing
@@ -89,6 +88,8 @@ def run(config: DictConfig) -> None:
     clock = time.perf_counter()
     model = TableModel.fit(gapped, settings=settings, law=law, seed=chosen.seed)
     fit_seconds = time.perf_counter() - clock
+    if not processes.is_first:
+        return  # they have shared in the fit; the rest is work for one
     console.print(f"fitted in {fit_seconds:.0f} s: {model}")
     model.save_pretrained(output / "model")
 
@@ -138,6 +139,13 @@ def _earlier_files(folder: Path) -> list[str]:
         return []
 
 
+def _require_free(output: Path, *, overwrite: bool) -> None:
+    require_free_folder(output, argument="output", overwrite=overwrite)
+    saving.require_ours(output, _FILES, earlier=_earlier_files, argument="output", error=DataError)
+    saving.refuse_links(output, ["model/config.json"], "output", DataError)
+    saving.require_ours(output / "model", TABLE_FILES, earlier=earlier_table_files, argument="output", error=DataError)
+
+
 def _split(df: pd.DataFrame, test_share: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     order = torch.randperm(len(df), generator=rng.stream(seed, "split")).numpy()
     cut = int(len(df) * (1 - test_share))
@@ -169,7 +177,7 @@ def _imputation(model: TableModel, train: pd.DataFrame, test: pd.DataFrame, chos
     truth = model.schema.encode(test)
     scores = {}
     for name, frame in imputed.items():
-        metric = ImputationError(model.schema.space)
+        metric = ImputationError(model.schema.space, sync_on_compute=False)  # of several processes, this one alone
         values = torch.tensor(_numbers(model, frame))
         metric.update(values, truth, torch.from_numpy(missing))
         scores[name] = {key: round(float(value), 4) for key, value in metric.compute().items()}

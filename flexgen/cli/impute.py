@@ -20,6 +20,7 @@ from flexgen.cli.files import (
 )
 from flexgen.cli.parameters import read
 from flexgen.errors import ConfigError
+from flexgen.processes import Processes
 
 __all__ = ["run"]
 
@@ -48,9 +49,9 @@ class Parameters:
 
 def run(config: DictConfig) -> None:
     """Config: configs/impute.yaml."""
-    chosen = read(Parameters, config)
+    processes, chosen = Processes(), read(Parameters, config)
     require_table(chosen.output, argument="output")
-    require_free(chosen.output, argument="output", overwrite=chosen.overwrite)
+    processes.first(lambda: require_free(chosen.output, argument="output", overwrite=chosen.overwrite))
     require_model(chosen.model)
     require_file(chosen.input, argument="input")
     model = load_model(chosen.model)
@@ -61,11 +62,13 @@ def run(config: DictConfig) -> None:
         num_draws=chosen.num_draws,
         generator=chosen.seed,
         batch_size=chosen.batch_size,
-        progress=sys.stderr.isatty() if chosen.progress is None else chosen.progress,
+        progress=processes.is_first and (sys.stderr.isatty() if chosen.progress is None else chosen.progress),
+        processes=processes,
     )
     if chosen.num_draws > 1:
         filled = filled.rename_axis(["draw", "row"])
-    write_table(filled, chosen.output, index=chosen.num_draws > 1, spreadsheet_safe=chosen.spreadsheet_safe)
+    many, safe = chosen.num_draws > 1, chosen.spreadsheet_safe
+    processes.first(lambda: write_table(filled, chosen.output, index=many, spreadsheet_safe=safe))
     gaps = df[[name for name in df.columns if str(name) in model.schema.names]].isna()
     count = f"filled {int(gaps.sum().sum())} entries in {int(gaps.any(axis=1).sum())} of {len(df)} rows"
     print(f"{count}{f', {chosen.num_draws} times' if chosen.num_draws > 1 else ''}; saved to {chosen.output}")

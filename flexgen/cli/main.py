@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
@@ -9,9 +10,11 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from flexgen import __version__
 from flexgen.errors import ConfigError, FlexgenError
+from flexgen.processes import Processes, is_shared
 
 __all__ = ["main"]
 
@@ -36,6 +39,8 @@ USAGE = """usage: flexgen <command> [key=value ...] [--config-dir DIR] [--config
 
 A Python traceback of an error is shown with --traceback."""
 
+FOR_ONE = ("diagnose", "render")  # of several processes, the others wait
+
 CONFIG_DIR = "--config-dir"
 FLAGS = ("--config", "--traceback", "--help", "-h", "--version")
 
@@ -44,26 +49,37 @@ _NO_MEMORY = re.compile(r"can't allocate memory|out of memory|Storage size calcu
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; 0 on success, 2 on bad input, 130 when interrupted."""
+    """Runs a command; 0 on success, 2 on bad input, 130 when interrupted.
+
+    Under torchrun every process runs the command, and the first of them speaks.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     own, words, flags = _split(arguments)
     name = " ".join(["flexgen", *words[:1]])
+    processes = Processes()
     try:
-        return _run(words, flags, own)
+        with contextlib.ExitStack() as stack:
+            if not processes.is_first:
+                nowhere = stack.enter_context(Path(os.devnull).open("w"))
+                stack.enter_context(contextlib.redirect_stdout(nowhere))
+            return processes.together(lambda: _run(words, flags, own, processes))
     except FlexgenError as error:
         if "--traceback" in flags:
             raise
-        print(f"{name}: {error}", file=sys.stderr)
-        return 2
+        complaint, code = str(error), 2
+        is_said = not processes.is_first and is_shared(error)
     except (MemoryError, RuntimeError) as error:  # numpy's, and torch's
         if "--traceback" in flags or not (isinstance(error, MemoryError) or _NO_MEMORY.search(str(error))):
             raise
         reason = " ".join(str(error).split()).rstrip(".") or "there is not enough"
-        print(f"{name}: memory: {reason[:300]}. Pass smaller sizes, such as batch_size or window.", file=sys.stderr)
-        return 2
+        complaint, code = f"memory: {reason[:300]}. Pass smaller sizes, such as batch_size or window.", 2
+        is_said = not processes.is_first and is_shared(error)
     except KeyboardInterrupt:
-        print(f"{name}: interrupted{_resumption(words, own)}", file=sys.stderr)
-        return 130
+        complaint, code = f"interrupted{_resumption(words, own)}", 130
+        is_said = not processes.is_first
+    if not is_said:
+        print(f"{name}: {complaint}", file=sys.stderr)
+    return code
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
@@ -81,7 +97,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     return own, words, flags
 
 
-def _run(words: Sequence[str], flags: Sequence[str], own: Sequence[str]) -> int:
+def _run(words: Sequence[str], flags: Sequence[str], own: Sequence[str], processes: Processes) -> int:
     if len(own) > 1:
         raise ConfigError(CONFIG_DIR, f"is given {len(own)} times", "Name one folder.")
     for flag in flags:
@@ -114,8 +130,13 @@ def _run(words: Sequence[str], flags: Sequence[str], own: Sequence[str]) -> int:
         return 0
     # Before torch is there: small matrices gain nothing from more threads, and lose much where cores are shared.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    importlib.import_module(f"flexgen.cli.{command}").run(config)
+    level = logging.INFO if processes.is_first else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    run = importlib.import_module(f"flexgen.cli.{command}").run
+    if command in FOR_ONE:
+        processes.first(lambda: run(config))
+    else:
+        run(config)
     return 0
 
 

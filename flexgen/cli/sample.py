@@ -13,6 +13,7 @@ from flexgen.cli.compose import build
 from flexgen.cli.files import load_model, require_free, require_model, require_table, write_table
 from flexgen.cli.parameters import read
 from flexgen.errors import ConfigError
+from flexgen.processes import Processes
 
 __all__ = ["run"]
 
@@ -56,10 +57,10 @@ class Parameters:
 
 def run(config: DictConfig) -> None:
     """Config: configs/sample.yaml."""
-    chosen = read(Parameters, config)
+    processes, chosen = Processes(), read(Parameters, config)
     sampler = read(Sampler, config.sampler, at="sampler.")
     require_table(chosen.output, argument="output")
-    require_free(chosen.output, argument="output", overwrite=chosen.overwrite)
+    processes.first(lambda: require_free(chosen.output, argument="output", overwrite=chosen.overwrite))
     require_model(chosen.model)
     scan = None
     if sampler.scan is not None:
@@ -74,8 +75,9 @@ def run(config: DictConfig) -> None:
         num_sweeps=sampler.num_sweeps,
         generator=chosen.seed,
         batch_size=chosen.batch_size,
-        progress=sys.stderr.isatty() if chosen.progress is None else chosen.progress,
+        progress=processes.is_first and (sys.stderr.isatty() if chosen.progress is None else chosen.progress),
+        processes=processes,
     )
-    write_table(rows, chosen.output, spreadsheet_safe=chosen.spreadsheet_safe)
+    processes.first(lambda: write_table(rows, chosen.output, spreadsheet_safe=chosen.spreadsheet_safe))
     how = "the chain rule" if scan is None else f"{sampler.num_sweeps} Gibbs sweep(s), {scan}"
     print(f"drew {len(rows)} rows by {how}; saved to {chosen.output}")

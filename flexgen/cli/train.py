@@ -15,6 +15,7 @@ from flexgen.cli.parameters import read, table_settings
 from flexgen.cli.training_folder import TrainingFolder
 from flexgen.data.schema import TableSchema
 from flexgen.laws import MaskLaw
+from flexgen.processes import Processes
 
 if TYPE_CHECKING:
     from flexgen.table_model import TableModel
@@ -49,14 +50,14 @@ def run(config: DictConfig) -> None:
     settings = table_settings(config)
     law = build(config.law, at="law", kind=MaskLaw)
     output = chosen.output
-    folder = TrainingFolder(output, finished_by="config.json")
-    if folder.is_finished(config, resume=chosen.resume, overwrite=chosen.overwrite):
+    processes, folder = Processes(), TrainingFolder(output, finished_by="config.json")
+    if processes.first(lambda: folder.is_finished(config, resume=chosen.resume, overwrite=chosen.overwrite)):
         print(f"{output} is finished already; train it anew with overwrite=true")
         return
     df = read_source(config.data)
 
     TableSchema.infer(df, chosen.kinds)  # what is wrong with the table is said before anything is written
-    folder.begin(config, overwrite=chosen.overwrite)
+    processes.first(lambda: folder.begin(config, overwrite=chosen.overwrite))
     # Imported late: what is wrong with the arguments is said at once.
     from flexgen.table_model import TableModel
 
@@ -71,8 +72,8 @@ def run(config: DictConfig) -> None:
         checkpoint_dir=folder.checkpoints,
         resume=chosen.resume,
     )
-    model.save_pretrained(output)
-    folder.drop_checkpoints()
+    processes.first(lambda: model.save_pretrained(output))
+    processes.first(folder.drop_checkpoints)
     print(f"fitted {len(df)} rows of {len(model.schema.columns)} columns in {time.monotonic() - began:.0f} s")
     _show_report(model)
     print(f"saved to {output}")

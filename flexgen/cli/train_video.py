@@ -15,6 +15,7 @@ from flexgen.cli.train import Parameters
 from flexgen.cli.training_folder import TrainingFolder
 from flexgen.errors import CheckpointError, ConfigError
 from flexgen.laws import MaskLaw
+from flexgen.processes import Processes, stays_here
 
 __all__ = ["run"]
 
@@ -41,8 +42,8 @@ def run(config: DictConfig) -> None:
     start_from = convert(chosen.training.pop("start_from", None), Path | None, "training.start_from")
     training = read(TrainingSettings, {**chosen.training, "seed": chosen.seed}, at="training.")
     law = build(config.law, at="law", kind=MaskLaw)
-    folder = TrainingFolder(chosen.output, finished_by="backbone.json")
-    if folder.is_finished(config, resume=chosen.resume, overwrite=chosen.overwrite):
+    processes, folder = Processes(), TrainingFolder(chosen.output, finished_by="backbone.json")
+    if processes.first(lambda: folder.is_finished(config, resume=chosen.resume, overwrite=chosen.overwrite)):
         print(f"{chosen.output} is finished already; train it anew with overwrite=true")
         return
     data, held_out = _videos(chosen.data)
@@ -54,23 +55,30 @@ def run(config: DictConfig) -> None:
         begun_from = None if start_from is None else VideoBackbone.from_pretrained(start_from)
     except CheckpointError as error:
         raise CheckpointError("training.start_from", error.problem, error.fix) from error
-    folder.begin(config, overwrite=chosen.overwrite)
-    backbone, result = fit_backbone(
-        data,
-        law,
-        settings,
-        training,
-        held_out=held_out,
-        start_from=begun_from,
-        directory=folder.checkpoints,
-        resume=chosen.resume,
-        progress=chosen.progress,
-    )
-    backbone.save_pretrained(chosen.output)
-    log = "".join(f"{json.dumps(record)}\n" for record in result.history)
-    saving.update_folder(chosen.output, lambda new: (new / LOG).write_text(log, encoding="utf-8"), argument="output")
-    if result.stopped in ("finished", "patience"):
-        folder.drop_checkpoints()
+    processes.first(lambda: folder.begin(config, overwrite=chosen.overwrite))
+    with stays_here():  # the others may be waiting for a gradient; torchrun ends them
+        backbone, result = fit_backbone(
+            data,
+            law,
+            settings,
+            training,
+            held_out=held_out,
+            start_from=begun_from,
+            directory=folder.checkpoints,
+            resume=chosen.resume,
+            progress=chosen.progress,
+        )
+
+    def save() -> None:
+        backbone.save_pretrained(chosen.output)
+        log = "".join(f"{json.dumps(record)}\n" for record in result.history)
+        saving.update_folder(
+            chosen.output, lambda new: (new / LOG).write_text(log, encoding="utf-8"), argument="output"
+        )
+        if result.stopped in ("finished", "patience"):
+            folder.drop_checkpoints()
+
+    processes.first(save)
     million = sum(weight.numel() for weight in backbone.network.parameters()) / 1e6
     loss = f", held-out loss {result.best_loss:.4f}" if held_out is not None else ""
     print(f"trained {million:.1f} M parameters for {result.step} steps in {result.seconds:.0f} s{loss}")

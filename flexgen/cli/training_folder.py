@@ -66,7 +66,9 @@ class TrainingFolder:
                 f"{str(self.path)!r} holds a training that is not finished",
                 "Go on with resume=true, or start anew with overwrite=true.",
             )
-        require_free_folder(self.path, argument="output", overwrite=overwrite or (resume and is_begun))
+        # A training that ended before its first checkpoint has left its record, and nothing to lose.
+        is_empty = is_begun and {path.name for path in self.path.iterdir()} <= {_RECORD, saving.MANIFEST}
+        require_free_folder(self.path, argument="output", overwrite=overwrite or is_empty or (resume and is_begun))
         if not (resume and is_begun):
             self._require_ours()
             return False

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from flexgen.cli.compose import build
 from flexgen.cli.parameters import read
 from flexgen.errors import CheckpointError, ConfigError, DataError, FlexgenError
+from flexgen.processes import Processes
 
 if TYPE_CHECKING:
     from flexgen.video_pipeline import VideoPipeline
@@ -131,7 +132,9 @@ def _pipeline(folder: Path) -> VideoPipeline:
 def _best_device() -> str:
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{Processes().local_rank % torch.cuda.device_count()}"
 
 
 @contextlib.contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -20,6 +22,7 @@ class ImputationError(Metric):
 
     Args:
         space: what each column is.
+        options: of ``torchmetrics.Metric``, such as ``sync_on_compute=False`` for one process that computes alone.
 
     `compute` returns ``{"nrmse": ..., "accuracy": ...}``, NaN where no such column was imputed.
     """
@@ -35,8 +38,8 @@ class ImputationError(Metric):
     total_squares: Tensor
     entries: Tensor
 
-    def __init__(self, space: Space) -> None:
-        super().__init__()
+    def __init__(self, space: Space, **options: Any) -> None:
+        super().__init__(**options)
         self.space = space
         self.categorical = torch.tensor([site.kind == "categorical" for site in space.sites])
         for name in ("squares", "hits", "imputed", "total", "total_squares", "entries"):

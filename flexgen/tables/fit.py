@@ -21,19 +21,19 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from flexgen import rng
 from flexgen.errors import FlexgenError
 from flexgen.laws import MaskLaw
+from flexgen.processes import Processes
 from flexgen.space import Space
 from flexgen.tables.columns import ColumnMaps, FeatureLayout, cell_log_prob, fit_column
 from flexgen.tables.conditional import TableConditional
 from flexgen.tables.members import LatentMarginals, fit_class_mixture, fit_dense_gaussian
 from flexgen.tables.network import LatentRows, MaskedTableNetwork, TableLikelihood
 from flexgen.tables.settings import TableSettings
-from flexgen.training import TrainingSettings, train
+from flexgen.training import OneProcess, TrainingSettings, train
 
 __all__ = ["FitReport", "Fold", "HeldOutQueries", "cut_folds", "fit_table", "pool_weights"]
 
@@ -212,6 +212,9 @@ def fit_table(
         directory: checkpoints of the networks; None writes none.
         resume: go on from the checkpoints of an interrupted call with the same arguments.
         progress: show a bar for each network; by default if standard error is a terminal.
+
+    Under torchrun, where every process makes the same call, they share the networks, and all return the model that one
+    process would.
     """
     columns = [
         fit_column(x[:, j].numpy(), num_categories=site.num_categories, integer=site.kind == "integer", seed=seed)
@@ -333,9 +336,11 @@ class _Job:
     def train_networks(
         self, ridge: float, directory: Path | None, resume: bool, progress: bool | None
     ) -> list[MaskedTableNetwork]:
-        """One network a fold."""
-        settings, networks = self.settings, []
-        for f, fold in enumerate(self.folds):
+        """One network a fold; the processes of the job share the folds."""
+        settings, processes = self.settings, Processes()
+
+        def train_one(f: int) -> tuple[MaskedTableNetwork, list[dict[str, Any]]]:
+            fold = self.folds[f]
             learn, held_out = self.rows[fold.learn], self.rows[fold.held_out]
             batch_size = max(1, min(settings.batch_size, len(learn) // 4))
             num_steps = settings.small_steps if self.is_small else settings.num_steps
@@ -366,15 +371,18 @@ class _Job:
                 held_out=held_out.to_data(),
                 directory=None if directory is None else directory / f"network-{f}",
                 resume=resume,
-                progress=progress,
-                accelerator=_accelerator(),
+                progress=progress if processes.is_first else False,
+                accelerator=OneProcess(_device(processes)),
             )
             network.cpu()  # the other members are there; `TableModel.to` moves them together
             if result.stopped == "interrupted":
                 raise KeyboardInterrupt
-            self.report.histories.append([dict(record) for record in result.history])
-            networks.append(network)
-        return networks
+            # Without the time it took: the same call saves the same files.
+            return network, [{k: v for k, v in record.items() if k != "seconds"} for record in result.history]
+
+        networks, histories = zip(*processes.map(train_one, range(len(self.folds))), strict=True)
+        self.report.histories.extend(histories)
+        return list(networks)
 
     def new_network(self, learn: LatentRows, ridge: float, fold: int) -> MaskedTableNetwork:
         """Initial weights keyed by seed and fold; the global random state is left as it was."""
@@ -391,9 +399,11 @@ class _Job:
             )
 
 
-def _accelerator() -> Accelerator:
+def _device(processes: Processes) -> torch.device:
     """CUDA or the CPU: other devices lack the float64 of the exact members."""
-    return Accelerator(cpu=not torch.cuda.is_available())
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", processes.local_rank % torch.cuda.device_count())
 
 
 def _arithmetic(amp: str | None) -> Literal["bf16", "fp16"] | None:

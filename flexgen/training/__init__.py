@@ -11,7 +11,7 @@ from flexgen.training.checkpoint import (
     write_checkpoint,
 )
 from flexgen.training.ema import Ema
-from flexgen.training.loop import train
+from flexgen.training.loop import OneProcess, train
 from flexgen.training.objectives import MaskedLikelihood, MovingObjective, Objective, masked_likelihood
 from flexgen.training.settings import TrainingSettings, learning_rate
 from flexgen.training.state import TrainingResult
@@ -24,6 +24,7 @@ __all__ = [
     "MaskedLikelihood",
     "MovingObjective",
     "Objective",
+    "OneProcess",
     "TensorData",
     "TrainingData",
     "TrainingResult",

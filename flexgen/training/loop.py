@@ -27,7 +27,7 @@ from flexgen.training.validation import held_out_loss
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["train"]
+__all__ = ["OneProcess", "train"]
 
 # Reading a loss makes an accelerator (and, over several processes, every process) wait; so it is done this seldom:
 # after so many steps, or, for one process, which need not agree with others on the time, after so many seconds.
@@ -46,7 +46,7 @@ def train(
     resume: bool = False,
     progress: bool | None = None,
     on_record: Callable[[Record], None] | None = None,
-    accelerator: Accelerator | None = None,
+    accelerator: Accelerator | OneProcess | None = None,
 ) -> TrainingResult:
     """Trains the network in place on the mean of `objective`.
 
@@ -73,7 +73,8 @@ def train(
         resume: go on from the latest checkpoint of the directory, or start if it has none.
         progress: show a bar; by default if standard error is a terminal.
         on_record: called with each new record of the history, on the main process.
-        accelerator: an ``accelerate.Accelerator``; by default one that follows the launcher (torchrun).
+        accelerator: an ``accelerate.Accelerator``; by default one that follows the launcher (torchrun). Under it,
+            ``flexgen.training.OneProcess(device)`` trains a network of this process's own.
 
     Raises:
         SpaceError: data outside the network's space (`MaskedLikelihood`), before the first step.
@@ -92,6 +93,24 @@ def train(
     state.install_result()
     network.eval()
     return TrainingResult(stopped, state.step, state.best_step, state.best_loss, state.history, state.seconds)
+
+
+class OneProcess:
+    """What the loop takes of an `Accelerator`, for one of several processes that trains a network of its own."""
+
+    process_index, num_processes, is_main_process = 0, 1, True
+
+    def __init__(self, device: torch.device | str) -> None:
+        self.device = torch.device(device)
+
+    def prepare_model(self, model: nn.Module) -> nn.Module:
+        return model.to(self.device)
+
+    def reduce(self, tensor: Tensor, reduction: str = "sum") -> Tensor:  # noqa: ARG002
+        return tensor
+
+    def wait_for_everyone(self) -> None:
+        """There is nobody."""
 
 
 def _default_accelerator() -> Accelerator:
@@ -131,7 +150,7 @@ class _Run:
         settings: TrainingSettings,
         held_out: TrainingData | None,
         directory: str | Path | None,
-        accelerator: Accelerator | None,
+        accelerator: Accelerator | OneProcess | None,
     ) -> None:
         accelerator = _default_accelerator() if accelerator is None else accelerator
         self.accelerator, self.device = accelerator, accelerator.device

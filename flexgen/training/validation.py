@@ -18,6 +18,8 @@ from flexgen.training.settings import TrainingSettings, autocast
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from flexgen.training.loop import OneProcess
+
 __all__ = ["held_out_loss"]
 
 
@@ -26,7 +28,7 @@ def held_out_loss(
     objective: Objective,
     data: TrainingData,
     settings: TrainingSettings,
-    accelerator: Accelerator,
+    accelerator: Accelerator | OneProcess,
 ) -> float:
     """The mean loss of a row, in eval mode.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -85,6 +86,22 @@ def test_the_metadata_name_authors_and_the_readme_without_dead_links(installed):
     for path in re.findall(r"\]\((docs/[^)#]+\.md)\)", page):
         assert path in text
     assert re.findall(r"```python\n(.*?)```", text, re.DOTALL) == re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+
+
+def test_with_a_home_the_links_lead_there():
+    """[project.urls] Source makes the README's links absolute; until there is one, they are names of files."""
+    spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
+    hook = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hook)
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = hook.for_an_index(page, "https://example.org/flexgen/", "1.2")
+    links = [found for found in re.findall(r"\]\(([^)]+)\)", shown) if not found.startswith("#")]
+    assert all(link.startswith(("https://", "http://")) for link in links)
+    assert "](https://example.org/flexgen/blob/v1.2/docs/command.md)" in shown
+    assert "![Real rows" in shown
+    assert "](https://example.org/flexgen/raw/v1.2/docs/images/demo_pairs.png)" in shown
+    for path in re.findall(r"example\.org/flexgen/(?:raw|blob)/v1\.2/([^)#]+)", shown):
+        assert (ROOT / path).exists(), path
 
 
 def test_the_example_is_found_by_name(installed, tmp_path):
