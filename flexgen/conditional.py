@@ -36,6 +36,8 @@ __all__ = [
     "CanSample",
     "CategoricalMarginals",
     "Conditional",
+    "Decoder",
+    "HasDecoder",
     "HasLogProb",
     "HasMarginals",
     "MarginalConditional",
@@ -106,6 +108,38 @@ class HasMarginals(Conditional, Protocol):
         A conditional that can compute some sites alone takes ``sites`` besides, a keyword: int64 ``[S]`` for all rows
         or ``[B, S]``, and answers for these alone. Callers ask through `marginals_at`, which serves both kinds.
         """
+        ...
+
+
+class Decoder(Protocol):
+    """A conditional in the middle of a decode: remembers what it computed of the sites that are known so far."""
+
+    def marginals(self, sites: Tensor) -> Marginals:
+        """p(x_i | all that is known) at sites int64 ``[S]`` or ``[B, S]``, each on its own."""
+        ...
+
+    def append(self, sites: Tensor, values: Tensor, *, given: Tensor | None = None) -> None:
+        """Makes sites known.
+
+        Args:
+            sites: int64 ``[S]`` or ``[B, S]``, not known before.
+            values: ``[B, S, *site]``.
+            given: bool ``[B, S]``; entries that are False are no news, as in rows that have no target left.
+        """
+        ...
+
+
+@runtime_checkable
+class HasDecoder(Conditional, Protocol):
+    """A conditional that answers a growing set of observed sites for less than one evaluation each.
+
+    Any-order and parallel decoding use `start` where it is offered; draws and densities are the plain ones up to
+    rounding. A decoder of a conditional that has a `sample` of its own has ``sample(sites, *, generator)``, too: what
+    ``conditional.sample`` would draw at one site a row ``[B, 1]``, from the same random numbers.
+    """
+
+    def start(self, x: Tensor, query: Query) -> Decoder:
+        """A decoder that knows the observed sites of the query."""
         ...
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from flexgen import rng
 from flexgen.answers import AnyQuery, answers_of, check_query
-from flexgen.conditional import Conditional, HasLogProb, HasMarginals, marginals_at, take_at
+from flexgen.conditional import Conditional, HasDecoder, HasLogProb, HasMarginals, marginals_at, take_at
 from flexgen.errors import FlexgenError, SpaceError, UnsupportedQueryError
 from flexgen.query import Query
 from flexgen.rng import Randomness
@@ -45,6 +45,11 @@ class AnyOrder:
     def __post_init__(self) -> None:
         if self.order is not None:
             _check_order("order", self.order, self.query.num_sites)
+
+    @property
+    def only_adds(self) -> bool:
+        """Each step knows what the step before knew and more, so that a decoder can remember."""
+        return True
 
     @property
     def num_evaluations(self) -> int:
@@ -177,6 +182,14 @@ def _site_by_site(query: Query, order: Tensor) -> Generator[SiteQuery, Tensor | 
 def _one_order(conditional: Conditional, x: Tensor, query: Query, order: Tensor) -> Tensor:
     total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     walk = _site_by_site(query, order)
+    if isinstance(conditional, HasDecoder):
+        decoder = conditional.start(x, query)
+        for step in walk:
+            values = take_at(x, step.sites)
+            each = decoder.marginals(step.sites).log_prob(values)[:, 0]
+            total = total + (each if step.asks is None else torch.where(step.asks, each, 0.0))
+            decoder.append(step.sites, values, given=None if step.asks is None else step.asks[:, None])
+        return total
     for step in walk:
         if isinstance(conditional, HasMarginals):
             each = marginals_at(conditional, x, step, step.sites).log_prob(take_at(x, step.sites))[:, 0]

@@ -75,6 +75,11 @@ class ParallelDecode:
             )
 
     @property
+    def only_adds(self) -> bool:
+        """Whether each step knows what the step before knew and more, so that a decoder can remember."""
+        return not self.remask
+
+    @property
     def num_evaluations(self) -> int:
         return self.num_steps
 

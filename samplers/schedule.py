@@ -23,8 +23,11 @@ from flexgen.conditional import (
     BernoulliMarginals,
     CategoricalMarginals,
     Conditional,
+    Decoder,
+    HasDecoder,
     HasMarginals,
     MarginalConditional,
+    Marginals,
     marginals_at,
     put_at,
     take_at,
@@ -179,10 +182,12 @@ def run(
     ):
         x = x.clone(memory_format=torch.contiguous_format)
         walk = schedule.walk(x, generator=places.generator)
+        remembers = bool(getattr(schedule, "only_adds", False)) and isinstance(conditional, HasDecoder)
+        memory = _Memory(conditional) if remembers else None  # type: ignore[arg-type]
         step = next(walk, None)
         while step is not None:
             places.enter_step()
-            x = _answer(conditional, x, step, places)
+            x = _answer(conditional, x, step, places) if memory is None else memory.answer(x, step, places)
             advance()
             places.leave_step()
             try:
@@ -298,11 +303,46 @@ def draws_by_marginals(conditional: Conditional) -> bool:
     return isinstance(conditional, MarginalConditional) and type(conditional).sample is MarginalConditional.sample
 
 
+class _Memory:
+    """Answers the steps of a schedule that only adds, by a decoder that is told what is new."""
+
+    def __init__(self, conditional: HasDecoder) -> None:
+        self.conditional = conditional
+        self.decoder: Decoder | None = None
+        self.known: Tensor | None = None
+
+    def answer(self, x: Tensor, step: Step, places: _Places) -> Tensor:
+        query = (step.query if isinstance(step, Factorized) else step).expand(len(x))
+        check_query(self.conditional, query)
+        if self.decoder is None or self.known is None:
+            self.decoder = self.conditional.start(x, query)
+        else:
+            new = query.observed & ~self.known
+            sites, given = target_sites(Query._trusted(new, torch.zeros_like(new)))
+            if sites.shape[1]:
+                self.decoder.append(sites, take_at(x, sites), given=None if bool(given.all()) else given)
+        self.known = query.observed
+        if isinstance(step, Factorized):
+            sites, is_target = target_sites(query)
+            return _fill_factorized(x, step, sites, is_target, self.decoder.marginals(sites), places.generator)
+        if isinstance(step, SiteQuery):
+            if draws_by_marginals(self.conditional):
+                return _fill_site(x, step, self.decoder.marginals(step.sites), True, places)
+            draw = self.decoder.sample(step.sites, generator=places.generator)  # type: ignore[attr-defined]
+            return torch.where(step.target.view(*step.target.shape, *(1,) * (x.ndim - 2)), draw.to(x.dtype), x)
+        return _answer(self.conditional, x, step, places)
+
+
 def _draw_site(conditional: MarginalConditional, x: Tensor, query: SiteQuery, places: _Places) -> Tensor:
     """What ``conditional.sample`` does for one target, without its chain, and drawing that target alone."""
-    site, asks = query.site, query.asks
     alone = takes_sites(conditional)
     marginals = marginals_at(conditional, x, query, query.sites) if alone else conditional.marginals(x, query)
+    return _fill_site(x, query, marginals, alone, places)
+
+
+def _fill_site(x: Tensor, query: SiteQuery, marginals: Marginals, alone: bool, places: _Places) -> Tensor:
+    """The state with the query's site drawn; `alone`: the marginals are of that site only."""
+    site, asks = query.site, query.asks
     x = x.contiguous()
     # One index over rows and sites costs half of what an index of each costs.
     entry = None if isinstance(site, int) else places.first_entries(x.shape[1]) + site  # [B]
@@ -362,6 +402,13 @@ def _draw_factorized(conditional: Conditional, x: Tensor, step: Factorized, gene
         return _fill(x, target, draw)
     sites, is_target = target_sites(step.query)
     marginals = marginals_at(conditional, x, step.query, sites)
+    return _fill_factorized(x, step, sites, is_target, marginals, generator)
+
+
+def _fill_factorized(
+    x: Tensor, step: Factorized, sites: Tensor, is_target: Tensor, marginals: Marginals, generator: Randomness
+) -> Tensor:
+    """The state with targets drawn from marginals of `sites`, as many as the step keeps."""
     draw = marginals.sample(generator=generator).to(x.dtype)  # [B, S, *site]
     if step.keep is not None:
         log_probs = put_at(

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flexgen import exact
-from flexgen.conditional import Conditional
+from flexgen.conditional import CategoricalMarginals, Conditional, MarginalConditional
 from flexgen.query import Query
 from flexgen.space import Site, Space
 from flexgen.tables import TableConditional, TableSettings, fit_table
 from samplers.laws import power_cardinality
 
-__all__ = ["CASES", "Case", "generator", "random_queries", "random_x"]
+__all__ = ["CASES", "Case", "RememberingNetwork", "generator", "random_queries", "random_x"]
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,60 @@ def _table(seed: int = 8) -> TableConditional:
     return conditional
 
 
+class RememberingNetwork(nn.Module, MarginalConditional):
+    """p(x_i | x_C) from a sum of one vector for each observed site, which a decoder adds to as sites become known.
+
+    The vectors are whole numbers, so that the sum is exact in any order.
+
+    Attributes:
+        num_embedded: rows times sites that were looked up, the network's work.
+    """
+
+    def __init__(self, num_sites: int = 4, num_categories: int = 3, width: int = 8) -> None:
+        super().__init__()
+        self.space = Space.categorical([num_categories] * num_sites)
+        vectors = torch.randint(-3, 4, (num_sites, num_categories, width), generator=generator(9))
+        head = torch.randn(num_sites, num_categories, width, generator=generator(10), dtype=torch.float64)
+        self.vectors, self.head = nn.Parameter(vectors.double()), nn.Parameter(head)
+        self.num_embedded = 0
+
+    def embed(self, sites: Tensor, values: Tensor, given: Tensor) -> Tensor:
+        """The sum of the vectors of sites ``[B, S]`` that are given, ``[B, width]``."""
+        self.num_embedded += int(given.sum())
+        return torch.where(given[..., None], self.vectors[sites, torch.where(given, values, 0).long()], 0.0).sum(1)
+
+    @torch.no_grad()
+    def answer(self, known: Tensor, sites: Tensor | None) -> CategoricalMarginals:
+        named = torch.arange(self.space.num_sites) if sites is None else sites
+        logits = (self.head[named.expand(len(known), -1)] * torch.tanh(0.2 * known)[:, None, None]).sum(-1)
+        return CategoricalMarginals(logits.log_softmax(-1))
+
+    @torch.no_grad()
+    def known(self, x: Tensor, query: Query) -> Tensor:
+        observed = query.expand(len(x)).observed
+        return self.embed(torch.arange(self.space.num_sites).expand(len(x), -1), x, observed)
+
+    def marginals(self, x: Tensor, query: Query, *, sites: Tensor | None = None) -> CategoricalMarginals:
+        return self.answer(self.known(x, query), sites)
+
+    def start(self, x: Tensor, query: Query) -> RememberingDecoder:
+        return RememberingDecoder(self, self.known(x, query))
+
+
+class RememberingDecoder:
+    def __init__(self, network: RememberingNetwork, known: Tensor) -> None:
+        self.network, self.known = network, known
+
+    def marginals(self, sites: Tensor) -> CategoricalMarginals:
+        return self.network.answer(self.known, sites)
+
+    @torch.no_grad()
+    def append(self, sites: Tensor, values: Tensor, *, given: Tensor | None = None) -> None:
+        sites = sites.expand(len(self.known), -1)
+        given = torch.ones_like(sites, dtype=torch.bool) if given is None else given
+        self.known = self.known + self.network.embed(sites, values, given)
+
+
 def _masked_language_model() -> Conditional:
     from tests.adapters.tiny_mlm import tiny  # loads transformers, which takes seconds
 
@@ -122,5 +176,6 @@ CASES = [
     Case("gaussian-mixture", _mixture),
     # The network computes in float32.
     Case("table", _table, chain="stated", tolerance=1e-5, half_width=40.0),
+    Case("remembering-network", RememberingNetwork, chain="stated"),
     Case("masked-language-model", _masked_language_model, chain="stated"),
 ]

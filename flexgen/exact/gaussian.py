@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from flexgen import rng
+from flexgen.conditional import take_at, target_sites
 from flexgen.errors import FlexgenError
 from flexgen.exact import _conditioning
 from flexgen.exact.kernels import Block, as_block
@@ -88,6 +90,12 @@ class Gaussian:
         mean, sd = mean.transpose(1, 2), variance.sqrt().transpose(1, 2)  # [B, N, 1]
         return GaussianMixtureMarginals(torch.zeros_like(mean), mean, sd)
 
+    def start(self, x: Tensor, query: Query) -> _GaussianDecoder:
+        """A decoder, to which each further site costs O(t N) for t known ones, where an evaluation factors anew."""
+        query = query.expand(len(x))
+        self.space.validate(x, where=query.observed)
+        return _GaussianDecoder(self, x, query)
+
     def gibbs_matrix(self, scan: Literal["random"] | Sequence[Block]) -> Tensor:
         """M ``[N, N]`` such that one sweep takes the expected deviation from the mean, e, to M e.
 
@@ -119,6 +127,61 @@ class Gaussian:
 
     def __repr__(self) -> str:
         return f"Gaussian({len(self.mean)} sites)"
+
+
+class _GaussianDecoder:
+    """An incremental Cholesky factorisation, its pivots the known sites in the order in which they came.
+
+    With rows w_1, .., w_t of L⁻¹ Σ[C, :], the mean of all sites given C is μ + Σ_k z_k w_k, their variance
+    diag Σ - Σ_k w_k². Rows of a batch that learn the same sites share them.
+    """
+
+    def __init__(self, law: Gaussian, x: Tensor, query: Query) -> None:
+        self.covariance = law.covariance
+        prior = law.covariance.diagonal()
+        self.tiny = torch.finfo(torch.float64).eps * prior  # rounding must not make a variance vanish
+        self.mean = law.mean.expand(len(x), -1).clone()  # [B, N]
+        self.variance = prior[None].clone()  # [G, N]: G = 1 while all rows have learnt the same sites, else B
+        self.rows = x.new_zeros(1, 0, len(prior), dtype=torch.float64)  # [G, t, N]
+        sites, given = target_sites(Query._trusted(query.observed, query.target))
+        if sites.shape[1]:
+            self.append(sites, take_at(x, sites), given=given)
+
+    def append(self, sites: Tensor, values: Tensor, *, given: Tensor | None = None) -> None:
+        sites = sites.expand(len(self.mean), -1)
+        for k in range(sites.shape[1]):
+            new = None if given is None or bool(given[:, k].all()) else given[:, k]
+            self._append_one(sites[:, k], values[:, k].double(), new)
+
+    def _append_one(self, site: Tensor, value: Tensor, new: Tensor | None) -> None:
+        if len(self.rows) == 1 and (new is not None or bool((site != site[0]).any())):
+            self.rows = self.rows.expand(len(self.mean), -1, -1)
+            self.variance = self.variance.expand(len(self.mean), -1)
+        at = site[: len(self.rows), None]  # [G, 1]
+        sd = self._variance(at).sqrt()  # [G, 1]
+        loadings = self.rows.gather(2, at[:, None].expand(-1, self.rows.shape[1], 1))  # [G, t, 1]
+        row = (self.covariance[at[:, 0]] - (loadings * self.rows).sum(1)) / sd  # [G, N]
+        z = (value[:, None] - self.mean.gather(1, site[:, None])) / sd  # [B, 1]
+        if new is not None:
+            row, z = (torch.where(new[:, None], part, 0.0) for part in (row, z))
+        self.mean = self.mean + z * row
+        self.variance = self.variance - row.square()
+        self.rows = torch.cat([self.rows, row[:, None]], 1)
+
+    def marginals(self, sites: Tensor) -> GaussianMixtureMarginals:
+        sites = sites.expand(len(self.mean), -1)
+        mean = self.mean.gather(1, sites)[..., None]
+        sd = self._variance(sites).sqrt()[..., None]
+        return GaussianMixtureMarginals(torch.zeros_like(mean), mean, sd)
+
+    def sample(self, sites: Tensor, *, generator: Randomness) -> Tensor:
+        """Draws of one site a row, ``[B, 1]``, by the normal number that ``Gaussian.sample`` gives to the site."""
+        noise = rng.normal(self.mean.shape, generator=generator, dtype=torch.float64)
+        return self.mean.gather(1, sites) + self._variance(sites).sqrt() * noise.gather(1, sites)
+
+    def _variance(self, sites: Tensor) -> Tensor:
+        found = self.variance.expand(max(len(sites), len(self.variance)), -1)[: len(sites)].gather(1, sites)
+        return torch.maximum(found, self.tiny[sites])
 
 
 def checked_covariance(name: str, matrix: Tensor, num_sites: int) -> Tensor:

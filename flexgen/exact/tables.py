@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flexgen import rng
 from flexgen.answers import CompleteConditionals
-from flexgen.conditional import CategoricalMarginals, take_at
+from flexgen.conditional import CategoricalMarginals, take_at, target_sites
 from flexgen.errors import FlexgenError, QueryError, UnsupportedQueryError
 from flexgen.exact import kernels
 from flexgen.query import Query
@@ -129,6 +129,12 @@ class JointTable:
         impossible = log_probs.isnan()
         return CategoricalMarginals(log_probs.masked_fill(impossible, 0.0).log_softmax(-1))
 
+    def start(self, x: Tensor, query: Query) -> _TableDecoder:
+        """A decoder: it holds the states that are left, ``[B, S]``, which every further site halves at least."""
+        query = query.expand(len(x))
+        self.space.validate(x, where=query.observed)
+        return _TableDecoder(self, x, query)
+
     def marginal(self, sites: Sequence[int]) -> JointTable:
         """The joint of some sites, in the order given."""
         others = [site for site in range(len(self.shape)) if site not in set(sites)]
@@ -200,6 +206,84 @@ class JointTable:
                 "No conditional law is defined there: observe a possible event, or condition on fewer sites.",
             )
         return mass
+
+
+class _TableDecoder:
+    """Of each row, the weights of the states that agree with what it knows, in a table over the sites that are left.
+
+    A row's table ``[S_b]`` is row-major over its own sites; behind it stand zeros, up to the largest of the batch.
+    """
+
+    def __init__(self, joint: JointTable, x: Tensor, query: Query) -> None:
+        self.sizes = torch.tensor(joint.shape, device=x.device)
+        self.left = torch.ones(x.shape, dtype=torch.bool, device=x.device)  # [B, N], each row's sites
+        self.weights = joint.p.reshape(1, -1).expand(len(x), -1)  # [B, S]
+        joint._evidence(joint._mass(x, query.observed), query, 0)  # refuses what is impossible
+        sites, given = target_sites(Query._trusted(query.observed, query.target))
+        self.append(sites, take_at(x, sites), given=given)
+
+    def append(self, sites: Tensor, values: Tensor, *, given: Tensor | None = None) -> None:
+        sites = sites.expand(len(self.weights), -1)
+        given = torch.ones_like(sites, dtype=torch.bool) if given is None else given
+        for site, value, new in zip(sites.T, values.T, given.T, strict=True):
+            code = torch.where(new, value, 0).long()
+            size, behind = self._layout(site)
+            num_states = torch.where(self.left, self.sizes, 1).prod(1)
+            num_left = torch.where(new, num_states // size, num_states)  # [B]
+            state = torch.arange(int(num_left.max()) if len(num_left) else 0, device=site.device)  # [S']
+            block, within = state // behind[:, None], state % behind[:, None]  # [B, S']
+            source = (block * size[:, None] + code[:, None]) * behind[:, None] + within
+            source = torch.where(new[:, None], source, state).clamp_max(self.weights.shape[1] - 1)
+            self.weights = torch.where(state < num_left[:, None], self.weights.gather(1, source), 0.0)
+            self.left = self.left.scatter(1, site[:, None], self.left.gather(1, site[:, None]) & ~new[:, None])
+
+    def marginals(self, sites: Tensor) -> CategoricalMarginals:
+        sites = sites.expand(len(self.weights), -1)
+        mass = self._masses_by_rank(sites)
+        if mass is None:  # rows whose tables differ in shape
+            codes = torch.arange(self.weights.shape[1], device=sites.device)
+            mass = self.weights.new_zeros(*sites.shape, int(self.sizes.max()))
+            for k, site in enumerate(sites.T):
+                size, behind = self._layout(site)
+                mass[:, k].scatter_add_(1, codes // behind[:, None] % size[:, None], self.weights)
+        log_probs = (mass / self.weights.sum(-1)[:, None, None]).log()
+        # A site that is known, or a row without mass, has no answer, but a finite one.
+        nothing = log_probs.isnan().any(-1, keepdim=True) | (mass == 0).all(-1, keepdim=True)
+        return CategoricalMarginals(log_probs.masked_fill(nothing, 0.0).log_softmax(-1))
+
+    def sample(self, sites: Tensor, *, generator: Randomness) -> Tensor:
+        """Draws of one site a row, ``[B, 1]``, by the number that draws a state in ``JointTable.sample``."""
+        u = rng.uniform((len(self.weights),), generator=generator, dtype=torch.float64)
+        cdf = self.weights.cumsum(-1)
+        total = cdf[:, -1]
+        threshold = torch.minimum(u * total, torch.nextafter(total, torch.zeros_like(total)))
+        state = torch.searchsorted(cdf, threshold[:, None], right=True)[:, 0]
+        size, behind = self._layout(sites.expand(len(u), -1)[:, 0])
+        return (state // behind % size)[:, None]
+
+    def _layout(self, site: Tensor) -> tuple[Tensor, Tensor]:
+        """How many values one site a row has, and how many states the row's later sites have together, ``[B]``."""
+        later = self.left & (torch.arange(len(self.sizes), device=site.device) > site[:, None])
+        return self.sizes[site], torch.where(later, self.sizes, 1).prod(1)
+
+    def _masses_by_rank(self, sites: Tensor) -> Tensor | None:
+        """The mass of every value ``[B, S, K]``, zero at known sites, summing out one axis after the other.
+
+        None where the axes of the rows' tables are not of the same sizes.
+        """
+        count = self.left.sum(1)
+        if not len(count) or bool((count != count[0]).any()):
+            return None
+        shapes = self.sizes.expand_as(self.left)[self.left].view(len(count), -1)  # [B, n]
+        if bool((shapes != shapes[0]).any()):
+            return None
+        rest, masses = self.weights, self.weights.new_zeros(len(count), shapes.shape[1] + 1, int(self.sizes.max()))
+        for rank, size in enumerate(shapes[0].tolist()):
+            rest = rest.reshape(len(rest), size, -1)
+            masses[:, rank, :size] = rest.sum(-1)
+            rest = rest.sum(1)
+        rank_of = torch.where(self.left, self.left.cumsum(1) - 1, shapes.shape[1])  # known: the empty last one
+        return take_at(masses, rank_of.gather(1, sites))
 
 
 class ConditionalTables:
