@@ -83,7 +83,7 @@ def usable_device(argument: str, value: torch.device | str) -> torch.device:
 
 @contextlib.contextmanager
 def renamed(**names: str) -> Iterator[None]:
-    """Errors about arguments that the caller did not write, told by the names of those it did: ``path="observed"``."""
+    """Errors about arguments that the caller did not write, with the names of those it did: ``path="observed"``."""
     try:
         yield
     except FlexgenError as error:
@@ -99,7 +99,7 @@ def did_you_mean(name: Any, known: Iterable[Any]) -> str:
 
 
 def kind_of(value: Any) -> str:
-    """A value of the wrong type, told short: small ones as they are, others by their type."""
+    """A value of the wrong type in short: small ones as they are, others by their type."""
     if isinstance(value, str | int | float | bool) or value is None:
         return repr(value)
     article = "an" if type(value).__name__[0].lower() in "aeio" else "a"

@@ -5,9 +5,9 @@ are separate protocols, because a diffusion model samples without a density and 
 
 Shared contract, tested for every conditional of the package:
 
-* ``x`` is ``[B, N, *site]``; what stands at unobserved places is never read.
+* ``x`` is ``[B, N, *site]``; values at unobserved sites are never read.
 * `marginals` answers for all sites, or for those alone that are named by ``sites``.
-* `sample` fills the target; observed sites come back bit-identical, and so does every other place.
+* `sample` fills the target; observed sites come back bit-identical, and so does every other site.
 * `log_prob` is in nats, ``[B]``, joint over the target; an empty target has log-probability 0.
 * Randomness is the keyword argument ``generator``; the global generator of torch is never touched.
 """
@@ -106,7 +106,7 @@ class HasMarginals(Conditional, Protocol):
         """p(x_i | x_C) for every target i, each on its own.
 
         A conditional that can compute some sites alone takes ``sites`` besides, a keyword: int64 ``[S]`` for all rows
-        or ``[B, S]``, and answers for these alone. Callers ask through `marginals_at`, which serves both kinds.
+        or ``[B, S]``, and answers for these alone. Callers use `marginals_at`, which serves both kinds.
         """
         ...
 
@@ -338,7 +338,7 @@ def marginals_at(conditional: HasMarginals, x: Tensor, query: Query, sites: Tens
 
 
 def check_marginals(marginals: Any, x: Tensor, owner: object, *, num_sites: int | None = None) -> None:
-    """Raises unless `owner` answered a question about `x` with marginals of its rows and sites; costs half a µs.
+    """Raises unless `owner` answered a query about `x` with marginals of its rows and sites; costs half a µs.
 
     Args:
         num_sites: how many sites were named; None: none were, and all of x are meant.
@@ -418,7 +418,7 @@ class MarginalConditional:
 
         Args:
             x: ``[B, N]``.
-            query: what is asked.
+            query: targets and observed sites.
             order: int64 ``[N]`` or ``[B, N]``, the permutation of sites in which the chain rule visits the targets.
             factorized: sum the marginals of all targets given C instead, as if they were independent. One evaluation,
                 and the log-probability of another model, unless the targets are independent given C.

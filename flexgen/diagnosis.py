@@ -143,9 +143,9 @@ def diagnose(
         DataError: data that are not the model's rows; fewer than two rows or sites.
         FlexgenError: options that are none; a budget that nothing can be measured with.
             A model whose answers do not sum to 1 over a site's categories, differ when a query is repeated, or change
-            with the values at unobserved places.
+            with the values at unobserved sites.
         UnsupportedQueryError: a model without densities, or one that declares not to answer p(x_i | rest), which every
-            diagnostic asks for.
+            diagnostic needs.
     """
     check_margin(margin)
     check_level(level)
@@ -217,7 +217,7 @@ def diagnose(
         raise too_small(omitted)
     caveats = (*found.skipped, *found.notes, *_caveats(subject))
     if not checked:
-        caveats = ("Not checked: whether answers sum to 1, repeat, and leave unobserved places unread.", *caveats)
+        caveats = ("Not checked: whether answers sum to 1, repeat, and leave unobserved sites unread.", *caveats)
     digests = {
         effect: _digest(subject, plans[entry.name])
         for entry in follow

@@ -53,7 +53,7 @@ class DataError(FlexgenError):
 
 
 class UnsupportedQueryError(FlexgenError):
-    """A question that this conditional cannot answer, for example the density of a sampler without one."""
+    """A query that this conditional cannot answer, for example the density of a sampler without one."""
 
 
 class CheckpointError(FlexgenError):

@@ -35,11 +35,11 @@ class MaskDraw:
     replaced: Tensor | None = None
 
     def shown(self, x: Tensor, random_values: Tensor) -> tuple[Tensor, Tensor]:
-        """What a network is fed: values like `x`, and bool ``[B, N]`` of the places at which they may be read.
+        """A network's input: values like `x`, and bool ``[B, N]``, the sites at which they may be read.
 
         Args:
             x: ``[B, N, ...]``, the data.
-            random_values: like x, what stands in at the places to be replaced.
+            random_values: like x, the values of the sites to be replaced.
         """
         visible = self.query.observed
         if self.kept is not None:

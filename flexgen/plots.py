@@ -88,7 +88,7 @@ def compare_rows(
 def informative_columns(frame: pd.DataFrame, most: int = 5) -> list[str]:
     """Columns worth a look: greedily, the one whose strongest rank correlation with those before is nearest to .6.
 
-    Near-copies (correlation almost 1) show as a line and independent columns as a cloud; neither tells much.
+    Near-copies (correlation almost 1) show as a line and independent columns as a cloud; neither shows much.
     """
     strength = rank_correlation(frame)
     np.fill_diagonal(strength, 0.0)
@@ -114,7 +114,7 @@ def rank_correlation(frame: pd.DataFrame) -> np.ndarray:
 
 
 class _AxisScale:
-    """How a column is laid out on an axis: numbers as they are, categories as places 0 .. K-1 with jitter."""
+    """How a column is laid out on an axis: numbers as they are, categories as positions 0 .. K-1 with jitter."""
 
     def __init__(self, column: str, real: pd.DataFrame, sampled: pd.DataFrame) -> None:
         self.column = column

@@ -1,7 +1,7 @@
-"""The one idea: a query asks for p(x_P | x_C).
+"""The one idea: a query is a conditional distribution p(x_P | x_C).
 
 ``target`` P and ``observed`` C are disjoint sets of sites; a site in neither is *marginalised out*. Models answer
-queries, mask laws draw them for training, schedules walk them for sampling, diagnostics ask two routes of queries
+queries, mask laws draw them for training, schedules walk them for sampling, diagnostics compare two routes of queries
 whose answers must agree.
 """
 
@@ -20,10 +20,10 @@ __all__ = ["Query"]
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """A batch of questions p(x_P | x_C), one a row, or one question for every row.
+    """A batch of conditional distributions p(x_P | x_C), one a row, or one for every row.
 
     Args:
-        target: bool ``[N]`` or ``[B, N]``; True where a site is asked for (the set P).
+        target: bool ``[N]`` or ``[B, N]``; True where a site is a target (the set P).
         observed: bool, same shape; True where a site is conditioned on (the set C).
 
     Raises:
@@ -61,8 +61,8 @@ class Query:
             site = int(overlap.nonzero()[0, -1])
             raise QueryError(
                 "observed",
-                f"overlaps target at {int(overlap.sum())} place(s), first at site {site}",
-                "A site is either asked for or conditioned on: remove it from one of the two sets.",
+                f"overlaps target at {int(overlap.sum())} site(s), first at site {site}",
+                "A site is either a target or observed: remove it from one of the two sets.",
             )
 
     @classmethod
@@ -93,7 +93,7 @@ class Query:
 
     @classmethod
     def rest(cls, observed: Tensor) -> Query:
-        """All that is not observed is asked for: p(x_rest | x_observed)."""
+        """All that is not observed is the target: p(x_rest | x_observed)."""
         return cls(~observed, observed)
 
     @classmethod
@@ -108,7 +108,7 @@ class Query:
 
     @property
     def is_batched(self) -> bool:
-        """Whether the query holds a row per item, rather than one question for all."""
+        """Whether the query holds a row per item, rather than one query for all."""
         return self.target.ndim == 2
 
     @property
@@ -148,8 +148,8 @@ class Query:
     def chain(self, order: Tensor | None = None) -> Iterator[Query]:
         """The chain rule: single-target queries whose product of answers is this query's answer.
 
-        Step t asks for the t-th target of each row given the observed sites and the targets before it. Rows with
-        fewer targets ask for nothing in the last steps (an empty target has probability one).
+        The target of step t is each row's t-th target; observed are the observed sites and the targets before it. Rows
+        with fewer targets have an empty target in the last steps (an empty target has probability one).
 
         Args:
             order: int ``[N]`` or ``[B, N]``, a permutation of all sites a row; the targets are visited as they occur

@@ -58,7 +58,7 @@ class Streams:
 
     Args:
         seed: any integer; see `key` for making one per purpose.
-        rows: int64 ``[B]``, the rows' names, or their number; a row's numbers depend on its name, not its place.
+        rows: int64 ``[B]``, the rows' names, or their number; a row's numbers depend on its name, not its position.
         counter: how many draws were made before; with `seed` and `rows` it is the whole state.
 
     Source: finaliser constants of Stafford's variant 13 as used in SplitMix64 (Steele, Lea & Flood 2014). Not for
@@ -90,7 +90,7 @@ class Streams:
         if not shape or shape[0] != len(self.rows):
             raise FlexgenError(
                 "generator",
-                f"has {len(self.rows)} streams, but {tuple(shape)} numbers were asked for",
+                f"has {len(self.rows)} streams, but {tuple(shape)} numbers were requested",
                 "Use one stream for each row of x.",
             )
         places = torch.arange(math.prod(shape[1:]), device=self.device)

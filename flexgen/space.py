@@ -122,7 +122,7 @@ class Space:
 
         Args:
             x: ``[B, N, *site_shape]``.
-            where: bool ``[N]`` or ``[B, N]``: the places that must be valid (what stands elsewhere is not read).
+            where: bool ``[N]`` or ``[B, N]``: the entries that must be valid (others are not read).
 
         Raises:
             SpaceError: wrong shape, non-finite numbers, categories outside 0 .. K-1, fractional integers; names the

@@ -1,4 +1,4 @@
-"""`TableModel`: learn a table with mixed columns and gaps; impute it, sample its joint, ask it for likelihoods."""
+"""`TableModel`: learn a table with mixed columns and gaps; impute it, sample its joint, compute likelihoods."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ class TableModel:
     ) -> Iterator[pd.DataFrame]:
         """`impute` for a table that does not fit in memory, e.g. ``pandas.read_csv(..., chunksize=10_000)``.
 
-        Each frame draws from a seed of its own, derived from `generator` and its place.
+        Each frame draws from a seed of its own, derived from `generator` and its number.
         """
         seed = rng.seed_from(randomness("generator", options.pop("generator", None)))
         for number, frame in enumerate(frames):
@@ -208,7 +208,7 @@ class TableModel:
     ) -> pd.DataFrame:
         """Rows of the joint distribution.
 
-        Each row is drawn by the chain rule in a random order of its own; then, if asked, updated by Gibbs sweeps.
+        Each row is drawn by the chain rule in a random order of its own; then, optionally, updated by Gibbs sweeps.
 
         Args:
             num_rows: how many.
@@ -299,7 +299,7 @@ class TableModel:
     def marginals(
         self, df: pd.DataFrame, columns: Sequence[str] | None = None, *, quantiles: Sequence[float] = (0.05, 0.5, 0.95)
     ) -> dict[str, pd.DataFrame]:
-        """What each row's present entries say about its missing ones, one column at a time.
+        """Distributions of each row's missing entries given its present ones, one column at a time.
 
         Args:
             df: rows.

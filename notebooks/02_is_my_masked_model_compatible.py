@@ -21,26 +21,21 @@ QUICK = bool(os.environ.get("FLEXGEN_NOTEBOOK_QUICK"))  # smaller numbers, for t
 # %% [markdown]
 # ## A real table
 #
-# 442 patients with diabetes. Body mass index and blood pressure are cut into classes, as a clinic would record them, so
-# that the table has both kinds of columns. A hundred patients are held out: the model should not be judged in contexts
-# that it has learned by heart.
+# 442 patients with diabetes, and every column of their table: measurements, a rounded ratio, a binary column. Body mass
+# index and blood pressure are cut into classes, as a clinic would record them, so that there are categorical columns
+# too. A hundred patients are held out: the model should not be judged in contexts that it has learned by heart.
 
 # %%
-raw = fg.data.load_table("diabetes")
-bmi = pd.cut(raw["bmi"], [0, 25, 30, 99], labels=["normal", "over", "obese"])
-pressure = pd.cut(raw["bp"], [0, 85, 100, 999], labels=["low", "mid", "high"])
-df = pd.DataFrame(
-    {
-        "age": raw["age"],
-        "sex": raw["sex"],
-        "bmi": bmi.astype(str).astype("category"),
-        "pressure": pressure.astype(str).astype("category"),
-        "hdl": raw["s3"],
-        "triglycerides": raw["s5"],  # their logarithm
-        "glucose": raw["s6"],
-        "progression": raw["progression"],  # of the disease after a year
-    }
+df = fg.data.load_table("diabetes").rename(
+    columns={"bp": "pressure", "s1": "cholesterol", "s2": "ldl", "s3": "hdl", "s4": "cholesterol / hdl"}
+    | {"s5": "log triglycerides", "s6": "glucose"}
 )
+classes = {
+    "bmi": ([0, 25, 30, 99], ["normal", "over", "obese"]),
+    "pressure": ([0, 85, 100, 999], ["low", "mid", "high"]),
+}
+for name, (bounds, labels) in classes.items():
+    df[name] = pd.cut(df[name], bounds, labels=labels).astype(str).astype("category")
 held_out = df.sample(100, random_state=0)
 settings = fg.TableSettings(small_steps=100) if QUICK else None
 model = fg.TableModel.fit(df.drop(held_out.index), seed=0, settings=settings)
@@ -79,7 +74,8 @@ report
 #
 # * **weighted mean**: a value counts by its probability under the model; **uniform mean**: all values count alike. If
 #   the uniform mean is much larger, the disagreement sits in states that hardly occur.
-# * The **intervals** come from differences between patients. Many values of one patient count as one observation.
+# * The **intervals** come from differences between patients. Many values of one patient count as one observation. The
+#   upper limit allows for rare patients with much larger gaps, whom a sample of a hundred may lack.
 # * **floor**: what rounding could make; **above floor**: the share of values that rounding cannot explain.
 # * **verdict, size**: *refuted* if a single value is above its floor, and how large the weighted mean is.
 #

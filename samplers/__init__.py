@@ -1,4 +1,4 @@
-"""Which query comes next, and the one loop that asks it: mask laws, schedules, Gibbs and any-order samplers."""
+"""Which query comes next, and the one loop that evaluates it: mask laws, schedules, Gibbs and any-order samplers."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """Any-order decoding: the chain rule, one site at a time, in orders of one's choice.
 
-Guarantee: sampling with a given order draws from exactly the law that `log_prob` with that order assigns, whatever the
-conditionals. If these are compatible, every order gives the same law, the joint. If not, each order is a model of its
-own, and random orders are their mixture, whose log-probability is the log of the *mean likelihood* over all N! orders;
-`log_prob` with a few random orders estimates it (without bias as a likelihood, low by Jensen's inequality as a log).
+Guarantee: sampling with a given order draws from exactly the distribution of `log_prob` with that order, whatever the
+conditionals. If these are compatible, every order gives the same distribution, the joint. If not, each order is a model
+of its own, and random orders are their mixture, whose log-probability is the log of the *mean likelihood* over all N!
+orders; `log_prob` with a few random orders estimates it (without bias as a likelihood, low by Jensen's inequality as a
+log).
 
 Sources: Uria, Murray & Larochelle (2014), *A deep and tractable density estimator*; Hoogeboom et al. (2022),
 *Autoregressive diffusion models*.
@@ -35,7 +36,7 @@ class AnyOrder:
     """The targets of a query, one at a time: a `Schedule`.
 
     Args:
-        query: what is asked, ``[N]`` or ``[B, N]``.
+        query: targets and observed sites, ``[N]`` or ``[B, N]``.
         order: int64 ``[N]`` or ``[B, N]``, permutations of all sites; None: a random one for each row.
     """
 
@@ -106,7 +107,7 @@ def log_prob(
     Args:
         conditional: has marginals or log-probabilities.
         x: ``[B, N]``.
-        query: what is asked; default: all sites given nothing.
+        query: targets and observed sites; default: all sites given nothing.
         orders: int64 ``[M, N]``, or ``[M, B, N]`` where rows differ; or a number M of random orders a row, which need
             a generator.
         generator: of the random orders.

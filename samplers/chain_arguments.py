@@ -41,7 +41,7 @@ def refuse_beside_state(**given: Any) -> None:
 
 
 def check_start(*, chains: Any, x: Any, clamped: Any, chain_ids: Any, space: Space) -> None:
-    """Types, before anything is asked of the values."""
+    """Types, before the values are looked at."""
     if chains is not None:
         whole_number("chains", chains, 0)
     if x is not None and not isinstance(x, Tensor):

@@ -214,7 +214,7 @@ class ChainSampler(ABC):
         if clamped is None:
             clamped = torch.zeros(space.num_sites, dtype=torch.bool, device=device)
         check_clamped(clamped, num_chains, space.num_sites)
-        self._check_scan(~clamped)  # before the conditional is asked for a start
+        self._check_scan(~clamped)  # before the conditional draws a start
         if x is None:
             if bool(clamped.any()):
                 raise FlexgenError("x", "is not given, but sites are clamped", "Pass the clamped values in x.")
@@ -275,7 +275,7 @@ def _draw_free(conditional: Conditional, x: Tensor, clamped: Tensor, streams: St
         raise FlexgenError(
             "x",
             f"is to be initialised, but the conditional cannot draw p(x_free | x_clamped), and site {others[0]!r} is "
-            "not categorical, so there is no uniform law to start from",
+            "not categorical, so there is no uniform distribution to start from",
             "Pass states to start from, for example rows of the data.",
         )
     sizes = torch.tensor(space.num_categories, device=x.device)

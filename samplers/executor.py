@@ -68,7 +68,7 @@ class FrameConditional(Protocol):
 
 
 class OverVideo:
-    """A conditional whose sites are all frames of a video, asked for a window at a time.
+    """A conditional whose sites are all frames of a video, evaluated a window at a time.
 
     Args:
         conditional: over N frames; frames outside the window are marginalised out.

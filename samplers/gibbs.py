@@ -20,7 +20,7 @@ class GibbsSampler(ChainSampler):
     sites so is the joint given their values. The chains converge to it if they can reach every state.
 
     Caveats: learned conditionals are in general incompatible. The chain (a *pseudo-Gibbs* sampler, or dependency
-    network) then converges to a law that depends on the scan and need not have any of the conditionals
+    network) then converges to a distribution that depends on the scan and need not have any of the conditionals
     (``flexgen.exact.kernels.stationary`` computes it for tables). `MetropolisSampler` corrects towards a given energy.
 
     Cost: one evaluation of all chains for every free site and sweep.

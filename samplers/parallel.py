@@ -4,8 +4,9 @@ Guarantee: with as many steps as targets and the random rule, one site a step, t
 uniformly random order, and exact where the conditionals are compatible. The budget is exact: `num_steps` evaluations.
 
 Caveats: sites filled in the same step are drawn independently, so with fewer steps what they have in common given the
-rest is lost. The confidence rule prefers values that are easy to guess, which biases the law even at one site a step:
-it decodes, it does not sample. Remasking gives errors a second chance and has no law of its own in general either.
+rest is lost. The confidence rule prefers values that are easy to guess, which biases the distribution even at one site
+a step: it decodes, it does not sample. Remasking gives errors a second chance and has no known distribution in general
+either.
 
 Sources: confidence: Chang et al. (2022), *MaskGIT*. Random: Sahoo et al. (2024), *MDLM*, with the number of sites a
 step fixed where MDLM's own sampler draws it (binomially). Remasking: Wang et al. (2025), *ReMDM*.
@@ -37,7 +38,7 @@ class ParallelDecode:
     """The targets of a query in a given number of evaluations: an adaptive `Schedule`.
 
     Args:
-        query: what is asked, ``[N]`` or ``[B, N]``.
+        query: targets and observed sites, ``[N]`` or ``[B, N]``.
         num_steps: evaluations. Without remasking at most as many as the fullest row has targets.
         rule: which sites of a step to keep: ``"confidence"``, those whose drawn value has the highest probability; or
             ``"random"``.

@@ -19,8 +19,8 @@ def plan_name(name: str) -> str:
     Raises:
         PlanError: no plan has this name.
     """
-    told = name.strip().lower().replace("_", "-").replace("hierarchical", "hierarchy")
-    told = f"{told}-2" if told in ("hierarchy", "adaptive-hierarchy") else told
-    if not _NAME.fullmatch(told):
+    plain = name.strip().lower().replace("_", "-").replace("hierarchical", "hierarchy")
+    plain = f"{plain}-2" if plain in ("hierarchy", "adaptive-hierarchy") else plain
+    if not _NAME.fullmatch(plain):
         raise PlanError("plan", f"is {name!r}", f"Choose one of {CHOICES}.")
-    return told
+    return plain

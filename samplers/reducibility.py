@@ -68,9 +68,9 @@ class ReducibilityWatch:
             self.has_choice[:, query.site] |= has_choice
         else:
             rows = torch.arange(len(self.has_choice), device=query.device)
-            asked = query.target[rows, query.site]  # [B]
-            self.num_visits[rows, query.site] += asked
-            self.has_choice[rows, query.site] |= asked & has_choice
+            is_target = query.target[rows, query.site]  # [B]
+            self.num_visits[rows, query.site] += is_target
+            self.has_choice[rows, query.site] |= is_target & has_choice
 
     def stuck(self) -> Tensor:
         """Bool ``[B, N]``: places that were deterministic given the rest at every one of enough visits."""
@@ -159,7 +159,7 @@ def warn_if_stuck(
     if num_sweeps >= MIN_STILL_SWEEPS and bool(still.any()):
         warnings.warn(
             f"{int(still.sum())} of {len(still)} chains never moved in {num_sweeps} sweeps. The conditional may be "
-            "deterministic, or leave these states only very rarely; their draws say nothing about the law.",
+            "deterministic, or leave these states only very rarely; their draws say nothing about the distribution.",
             ReducibleWarning,
             stacklevel=3,
         )

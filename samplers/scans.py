@@ -4,8 +4,8 @@ A scan knows no sizes; ``scan.over(free)`` binds it to sites and gives a `Sweep`
 A sweep updates every free site once (the random scan: as many updates as there are free sites). Where rows clamp
 different sites, each row visits its own free sites only, and a sweep costs as many evaluations as the freest row needs.
 
-For *compatible* conditionals every scan leaves the joint invariant. For incompatible ones each scan has a law of its
-own (``flexgen.exact.kernels.stationary``), so the scan is part of the model, not a matter of speed.
+For *compatible* conditionals every scan leaves the joint invariant. For incompatible ones each scan has a distribution
+of its own (``flexgen.exact.kernels.stationary``), so the scan is part of the model, not a matter of speed.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Scan(ABC):
 
     @property
     def is_fixed(self) -> bool:
-        """Whether every sweep asks the same queries."""
+        """Whether every sweep has the same queries."""
         return False
 
     def over(self, free: Tensor | int, *, num_sweeps: int = 1) -> Sweep:
@@ -216,7 +216,7 @@ class Coloured(Scan):
     """Colour classes, each updated at once from the marginals of one evaluation.
 
     Exact where the sites of a class are independent given the rest, which a proper colouring of a Markov field's graph
-    ensures. The marginals are asked given all *other* classes, so the conditional must answer such queries.
+    ensures. The marginals are given all *other* classes, so the conditional must answer such queries.
 
     Args:
         classes: the sites of every colour.

@@ -1,4 +1,4 @@
-"""Schedules say which query comes next; `run` is the one loop that asks it.
+"""Schedules say which query comes next; `run` is the one loop that evaluates it.
 
 A schedule is a value: printable, serialisable, its cost known before it runs. Its `walk` is a coroutine that yields a
 step and is sent the state that followed, so that an adaptive schedule sees the state and a fixed one ignores it. A
@@ -48,7 +48,7 @@ class Factorized:
     Exact for one target, or for targets that are independent given C; else a draw from a product, not from the joint.
 
     Args:
-        query: what is asked.
+        query: targets and observed sites.
         keep: from the draws' log-probabilities ``[B, N]`` to the targets to keep, bool ``[B, N]``. Default: all.
     """
 
@@ -78,7 +78,7 @@ class Schedule(Protocol):
         ...
 
     def walk(self, x: Tensor, *, generator: Randomness) -> Walk:
-        """The steps; ``walk.send(x)`` tells the state that followed the last one.
+        """The steps; ``walk.send(x)`` passes the state that followed the last one.
 
         `x` is a buffer that changes between steps: a walk that needs it later copies it.
         """
@@ -160,7 +160,7 @@ def run(
     """Asks `conditional` the queries of `schedule`, one after the other, until it has no more.
 
     Args:
-        conditional: answers the queries; `CanSample`, or `HasMarginals` where the schedule asks factorised queries.
+        conditional: answers the queries; `CanSample`, or `HasMarginals` where the schedule has factorised queries.
         x: ``[B, N, *site]``, the state to start from; not changed.
         schedule: which query comes next.
         generator: randomness of the schedule's choices and of the draws. With `Streams` a row's result does not depend
@@ -391,7 +391,7 @@ def _draw_factorized(conditional: Conditional, x: Tensor, step: Factorized, gene
         raise UnsupportedQueryError(
             "conditional",
             f"{type(conditional).__name__} has no marginals, which this schedule draws several sites from at once",
-            "Pass one that has marginals(), or a schedule that asks one site at a time.",
+            "Pass one that has marginals(), or a schedule of one site at a time.",
         )
     target = step.query.target
     if not takes_sites(conditional):

@@ -39,7 +39,8 @@ class TemperedConditional(MarginalConditional):
     sampler over them samples p^beta / Z.
 
     Caveat: for other queries they are *not* the marginals of p^beta (the power of a sum is no sum of powers), and a
-    decode with them samples another law. beta > 1 sharpens, beta < 1 flattens, 0 is uniform over what is possible.
+    decode with them samples another distribution. beta > 1 sharpens, beta < 1 flattens, 0 is uniform over what is
+    possible.
 
     Args:
         conditional: has categorical marginals.

@@ -201,7 +201,7 @@ CALLS: dict[str, tuple[Callable[[TableModel, pd.DataFrame], Any], str]] = {
     ),
     "both at once": (
         lambda m, d: m.log_prob(d, ["real"], observed=["few", "real"]),
-        "observed: overlaps target in column 'real'. A column is either asked for or conditioned on",
+        "observed: overlaps target in column 'real'. A column is either a target or observed",
     ),
     "no orders": (lambda m, d: m.log_prob(d, num_orders=0), "num_orders: is 0. Pass at least 1."),
     "marginals of no column": (lambda m, d: m.marginals(d, ["color"]), "columns: names 'color'"),

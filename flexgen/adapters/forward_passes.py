@@ -52,7 +52,7 @@ def logits_at(
         ids: tokens, int64 ``[R, L]``; what stands at a row's `length` and behind is padding.
         lengths: int64 ``[R]``.
         at: row and place of each answer, int64 ``[P]`` both.
-        columns: tokens whose logits are wanted, int64 ``[K]``.
+        columns: tokens whose logits are returned, int64 ``[K]``.
         vocabulary_size: V.
         max_tokens: rows times length of a batch; at least one row is taken.
         count: is added to.

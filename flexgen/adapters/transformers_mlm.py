@@ -45,7 +45,7 @@ class MaskedLanguageModel(nn.Module, MarginalConditional):
             the whole vocabulary without special tokens.
         variable_length: rows may end before site N. A site behind a row's end is *absent*: it is observed, and its
             code is `absent_code`, K, one more category, which no unobserved site ever takes, since the network is
-            asked about rows of a known length. An unobserved site is always within its row, masked.
+            evaluated on rows of a known length. An unobserved site is always within its row, masked.
         max_tokens: tokens of a forward pass through the network, its batch size; at least one row is taken.
         differentiable: let answers carry gradients to the model's parameters.
 
@@ -53,7 +53,7 @@ class MaskedLanguageModel(nn.Module, MarginalConditional):
         FlexgenError: a model of transformers that reads from left to right, or writes one sequence after another; an
             alphabet or a length that the model cannot serve.
 
-    Answers are float64 logarithms of float32 logits; rows that ask for nothing are not evaluated.
+    Answers are float64 logarithms of float32 logits; rows without a target are not evaluated.
     Cost: one forward pass for every distinct row of a call, counted in `forwards`.
 
     >>> mlm = MaskedLanguageModel.from_pretrained("bert-base-cased", num_sites=12)  # doctest: +SKIP
@@ -195,7 +195,7 @@ class MaskedLanguageModel(nn.Module, MarginalConditional):
         if blank.any():
             row, site = blank.nonzero()[0].tolist()
             problem = f"has a blank at place {site}"
-            raise DataError(f"texts[{row}]", problem, "Use encode_query, which asks for the blanks.")
+            raise DataError(f"texts[{row}]", problem, "Use encode_query, whose targets are the blanks.")
         return x
 
     def encode_query(self, texts: str | Sequence[str]) -> tuple[Tensor, Query]:
@@ -218,7 +218,7 @@ class MaskedLanguageModel(nn.Module, MarginalConditional):
         return (x == len(self.alphabet)) & torch.tensor(self.variable_length, device=x.device)
 
     def rest(self, x: Tensor, observed: Tensor | None = None) -> Query:
-        """p(x_rest | x_observed) of rows that end where x does: `Query.rest` that asks for no absent site.
+        """p(x_rest | x_observed) of rows that end where x does: `Query.rest` without absent sites.
 
         Args:
             x: ``[B, N]``.
@@ -257,7 +257,7 @@ class MaskedLanguageModel(nn.Module, MarginalConditional):
 
         Args:
             x: ``[B, N]``.
-            query: what is asked.
+            query: targets and observed sites.
             sites: int64 ``[S]`` or ``[B, S]``: answer for these alone, ``[B, S, K]``, which takes memory for these
                 alone.
 
@@ -379,7 +379,7 @@ def _require_masked(model: nn.Module) -> None:
 def _folder_or_hub(name_or_path: Any, options: Mapping[str, Any]) -> str:
     """Where transformers is to load from: a folder, that of the cache if the hub does not answer, or a name of the hub.
 
-    The hub is asked once. Transformers would try again for most of a minute, for some files even with
+    The hub is contacted once. Transformers would try again for most of a minute, for some files even with
     ``local_files_only=True``.
 
     Raises:

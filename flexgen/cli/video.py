@@ -139,7 +139,7 @@ def _best_device() -> str:
 
 @contextlib.contextmanager
 def _errors_by_key() -> Iterator[None]:
-    """Errors of the pipeline, told in the words of the command."""
+    """Errors of the pipeline in the words of the command."""
     try:
         yield
     except FlexgenError as error:

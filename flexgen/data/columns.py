@@ -162,8 +162,8 @@ class ColumnSchema:
 
 def listed(names: Iterable[Any], most: int = 12) -> str:
     """Names as an error lists them."""
-    told = [repr(name) for name in names]
-    return ", ".join(told[:most]) + (f" and {len(told) - most} more" if len(told) > most else "")
+    quoted = [repr(name) for name in names]
+    return ", ".join(quoted[:most]) + (f" and {len(quoted) - most} more" if len(quoted) > most else "")
 
 
 def _infer_kind(name: str, column: pd.Series) -> Kind:

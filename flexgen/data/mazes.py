@@ -18,7 +18,7 @@ __all__ = ["Maze", "WalkingStyle", "walk"]
 ROOM = 3.0  # metres, the side of a room
 GAP = 0.25  # between two rooms: the thickness of a wall
 
-# Textures that ship with MiniWorld and can be told apart when a wall is a dozen pixels wide.
+# Textures that ship with MiniWorld and look different when a wall is a dozen pixels wide.
 WALLS = (
     "brick_wall", "wood", "water", "slime", "lava", "picket_fence", "cinder_blocks", "door_garage_red",
     "metal_grill", "airduct_grate", "wood_planks", "cardboard",
@@ -129,8 +129,8 @@ def walk(maze: Maze, num_frames: int, *, seed: int, clip: int, style: WalkingSty
             direction = _bearing(carrot - position)
         poses[frame] = *position, _wrapped(direction)
         off = _wrapped(_bearing(carrot - position) - direction)
-        wanted = min(most, max(-most, 0.35 * off))
-        turn += min(change, max(-change, wanted - turn))
+        goal = min(most, max(-most, 0.35 * off))
+        turn += min(change, max(-change, goal - turn))
         direction += turn
         pace = style.speed * max(style.slowest, math.cos(off))
         position = position + pace * np.array([math.cos(direction), -math.sin(direction)])

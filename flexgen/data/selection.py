@@ -45,7 +45,7 @@ def column_numbers(schema: TableSchema, names: Sequence[str], argument: str) -> 
 
 
 def query_of(schema: TableSchema, df: pd.DataFrame, x: Tensor, target: Columns, observed: Columns) -> Query:
-    """What is asked of each row of x ``[B, N]``: missing entries are neither target nor observed.
+    """The query of each row of x ``[B, N]``: missing entries are neither target nor observed.
 
     Args:
         schema: of the frame.
@@ -54,20 +54,20 @@ def query_of(schema: TableSchema, df: pd.DataFrame, x: Tensor, target: Columns, 
         observed: default: all that is not target; nothing if `target` is not given either.
     """
     present = ~x.isnan()
-    wanted = None if target is None else _sites(schema, df, target, "target")
+    chosen = None if target is None else _sites(schema, df, target, "target")
     known = None if observed is None else _sites(schema, df, observed, "observed")
-    if wanted is None:
-        wanted = torch.ones_like(present) if known is None else ~known
+    if chosen is None:
+        chosen = torch.ones_like(present) if known is None else ~known
     elif known is None:
-        known = ~wanted
+        known = ~chosen
     known = torch.zeros_like(present) if known is None else known
-    wanted, known = wanted.expand_as(present) & present, known.expand_as(present) & present
-    overlap = (wanted & known).any(0)
+    chosen, known = chosen.expand_as(present) & present, known.expand_as(present) & present
+    overlap = (chosen & known).any(0)
     if overlap.any():
         name = schema.names[int(overlap.nonzero()[0])]
-        fix = "A column is either asked for or conditioned on: remove it from one of the two."
+        fix = "A column is either a target or observed: remove it from one of the two."
         raise QueryError("observed", f"overlaps target in column {name!r}", fix)
-    return Query._trusted(wanted, known)
+    return Query._trusted(chosen, known)
 
 
 def _sites(schema: TableSchema, df: pd.DataFrame, chosen: Columns, argument: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""A folder of videos as rows of a data set: clips of some frames each, read as they are asked for."""
+"""A folder of videos as rows of a data set: clips of some frames each, read when they are needed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class VideoFolder:
 
     ``.npy`` files of the right size are mapped into memory where they are. All others are decoded once, into ``.npy``
     files of a cache that are whole or not there; a decoding that was interrupted goes on from the next video. Memory
-    holds no more than the batch that is asked for.
+    holds no more than the current batch.
 
     The clips of a video begin at frames 0, `stride`, 2 `stride`, ..., and one more ends with its last frame. A video
     that is shorter than a clip is one row, its absent frames black and marked.
@@ -147,7 +147,7 @@ class VideoFolder:
         num_frames, *shape = open_npy(frames).shape
         if num_frames < least:
             fix = "Remove it, or pass a smaller min_frames."
-            raise DataError("folder", f"{str(path)!r} has {num_frames} frames, {least} are wanted", fix)
+            raise DataError("folder", f"{str(path)!r} has {num_frames} frames, {least} are needed", fix)
         if self.videos and tuple(shape) != self.frame_shape:
             first, second = ("x".join(map(str, s)) for s in (self.frame_shape, shape))
             fix = "Pass size=... to bring all to one size."
@@ -160,7 +160,7 @@ class VideoFolder:
         self.videos.append(Video(path, frames, num_frames))
 
     def _stored(self, path: Path) -> Path:
-        """A ``.npy`` file with the frames of a video, at the size that is wanted."""
+        """A ``.npy`` file with the frames of a video, at the size of the folder's clips."""
         if path.suffix.lower() == ".npy" and (self.size is None or open_npy(path).shape[1:3] == (self.size, self.size)):
             open_npy(path)
             return path

@@ -151,10 +151,10 @@ class FiniteJoint(ABC):
         wrong = (count > 1) | ((count == 1) & query.marginalised.any(-1))
         if wrong.any():
             row = int(wrong.nonzero()[0])
-            asked = Query(query.target[row], query.observed[row])
+            single = Query(query.target[row], query.observed[row])
             raise UnsupportedQueryError(
                 "query",
-                f"asks for {asked!r} in row {row}, which takes sums over states",
+                f"asks for {single!r} in row {row}, which takes sums over states",
                 "Ask for one target with all other sites observed, or sample with the observed sites clamped.",
             )
 

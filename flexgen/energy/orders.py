@@ -33,7 +33,7 @@ class OrderEnsemble(FiniteJoint):
             found by enumeration, need finite ones).
         orders: int64 ``[N]`` or ``[M, N]``, permutations of the sites.
 
-    What stays: the network's answers along the orders. What changes: answers to other questions, such as
+    What stays: the network's answers along the orders. What changes: answers to other queries, such as
     p(x_i | rest), now those of the joint.
 
     Cost: a draw takes N rows through the network, a log-probability M N, a complete conditional M N K.

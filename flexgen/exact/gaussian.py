@@ -1,4 +1,4 @@
-"""A multivariate normal law: every conditional and marginal in closed form, and the exact rate of Gibbs scans."""
+"""Multivariate normal distributions: conditionals and marginals in closed form, and the exact rate of Gibbs scans."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Gaussian:
         FlexgenError: shapes that disagree, numbers that are not finite, or a covariance that is not symmetric or not
             positive definite (the message gives its smallest eigenvalue).
 
-    Rows of a batch may ask different queries; rows with the same pattern share one Cholesky factor, so that one query
+    Rows of a batch may have different queries; rows with the same pattern share one Cholesky factor, so that one query
     for a whole batch costs a single factorisation. A row's answer depends on the rest of its batch by rounding alone.
     """
 
@@ -79,7 +79,7 @@ class Gaussian:
         return _conditioning.draw(self._components, x, query, component=component, generator=generator)
 
     def marginals(self, x: Tensor, query: Query, *, sites: Tensor | None = None) -> GaussianMixtureMarginals:
-        """p(x_i | x_C) at every unobserved site, or at named ones alone: one normal law (K = 1).
+        """p(x_i | x_C) at every unobserved site, or at named ones alone: one normal distribution (K = 1).
 
         Args:
             sites: int64 ``[S]`` or ``[B, S]``; the answer is ``[B, S, 1]``. None: all, ``[B, N, 1]``.
@@ -204,7 +204,7 @@ def checked_covariance(name: str, matrix: Tensor, num_sites: int) -> Tensor:
         raise FlexgenError(name, f"is not symmetric (off by {asymmetry:.3g})", "Pass (a + a.T) / 2.")
     matrix = (matrix + matrix.mT) / 2
     spectrum = torch.linalg.eigvalsh(matrix)  # [.., N], ascending
-    # Below this an eigenvalue cannot be told from zero, and a Cholesky factorisation may fail.
+    # Below this an eigenvalue is zero up to rounding, and a Cholesky factorisation may fail.
     floor = num_sites * torch.finfo(torch.float64).eps * spectrum.abs().amax(-1)
     if (spectrum[..., 0] <= floor).any():
         smallest = float(spectrum[..., 0].min())

@@ -1,4 +1,4 @@
-"""A mixture of multivariate normal laws: exact answers to every query, for data of any continuous shape."""
+"""A mixture of multivariate normal distributions: exact answers to every query, for data of any continuous shape."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class GaussianMixture:
             eigenvalue.
 
     p(x_P | x_C) is a mixture again: weights w_k p_k(x_C), normalised, of the components' conditionals. Rows of a batch
-    may ask different queries, in one batched computation of bounded memory.
+    may have different queries, in one batched computation of bounded memory.
     """
 
     def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
@@ -124,7 +124,7 @@ class GaussianMixture:
         return _conditioning.draw(self._components, x, query, component=component, generator=generator)
 
     def marginals(self, x: Tensor, query: Query, *, sites: Tensor | None = None) -> GaussianMixtureMarginals:
-        """p(x_i | x_C) at every unobserved site, or at named ones alone: a mixture of K normal laws.
+        """p(x_i | x_C) at every unobserved site, or at named ones alone: a mixture of K normal distributions.
 
         Args:
             sites: int64 ``[S]`` or ``[B, S]``; the answer is ``[B, S, K]``. None: all, ``[B, N, K]``.

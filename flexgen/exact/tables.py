@@ -39,7 +39,8 @@ class JointTable:
         FlexgenError: entries that are negative or not finite, or a sum other than one.
 
     Each row of a batch costs a few passes over the table's S states, with no loop over rows; memory is bounded by
-    handling rows in chunks. Conditioning on an event of probability zero raises `QueryError`, unless nothing is asked.
+    handling rows in chunks. Conditioning on an event of probability zero raises `QueryError`, unless the target is
+    empty.
     """
 
     def __init__(self, p: Tensor) -> None:
@@ -81,11 +82,11 @@ class JointTable:
         self.space.validate(x, where=query.observed | query.target)
         pieces = [x.new_zeros(0, dtype=torch.float64)]
         for rows in _chunks(len(x), self.p.numel()):
-            asked = query[rows]
-            evidence = self._evidence(self._mass(x[rows], asked.observed), asked, rows.start)
-            both = self._mass(x[rows], asked.observed | asked.target)
+            part = query[rows]
+            evidence = self._evidence(self._mass(x[rows], part.observed), part, rows.start)
+            both = self._mass(x[rows], part.observed | part.target)
             log_ratio = both.log() - evidence.log()
-            pieces.append(torch.where(asked.target.any(-1), log_ratio, 0.0))
+            pieces.append(torch.where(part.target.any(-1), log_ratio, 0.0))
         return torch.cat(pieces)
 
     def sample(self, x: Tensor, query: Query, *, generator: Randomness) -> Tensor:
@@ -95,14 +96,14 @@ class JointTable:
         u = rng.uniform((len(x),), generator=generator, dtype=torch.float64)
         out = x.clone()
         for rows in _chunks(len(x), self.p.numel()):
-            asked = query[rows]
-            cdf = self._weights(x[rows], asked.observed).cumsum(-1)  # [b, S]
-            total = self._evidence(cdf[:, -1], asked, rows.start)
+            part = query[rows]
+            cdf = self._weights(x[rows], part.observed).cumsum(-1)  # [b, S]
+            total = self._evidence(cdf[:, -1], part, rows.start)
             # Rounding must not reach the total, which would step past the last state that has mass.
             threshold = torch.minimum(u[rows] * total, torch.nextafter(total, torch.zeros_like(total)))
             state = torch.searchsorted(cdf, threshold[:, None], right=True)[:, 0]  # first state with cdf > threshold
             draw = torch.stack(_unravel(state, self.shape), dim=-1)  # [b, N]
-            out[rows] = torch.where(asked.target, draw.to(x.dtype), x[rows])
+            out[rows] = torch.where(part.target, draw.to(x.dtype), x[rows])
         return out
 
     def marginals(self, x: Tensor, query: Query, *, sites: Tensor | None = None) -> CategoricalMarginals:
@@ -116,16 +117,16 @@ class JointTable:
         last = None if sites is None or not sites.numel() else int(sites.max())  # those behind it cost nothing
         log_probs = x.new_full((len(x), len(self.shape), max(self.shape)), -math.inf, dtype=torch.float64)
         for rows in _chunks(len(x), self.p.numel()):
-            asked = query[rows]
-            weights = self._weights(x[rows], asked.observed)
-            evidence = self._evidence(weights.sum(-1), asked, rows.start)
+            part = query[rows]
+            weights = self._weights(x[rows], part.observed)
+            evidence = self._evidence(weights.sum(-1), part, rows.start)
             for site, size in enumerate(self.shape[: len(self.shape) if last is None else last + 1]):
                 weights = weights.view(len(weights), size, -1)  # [b, V_site, states of the later sites]
                 log_probs[rows, site, :size] = (weights.sum(-1) / evidence[:, None]).log()
                 weights = weights.sum(1)
         if sites is not None:
             log_probs = take_at(log_probs, sites)
-        # Rows that ask for nothing may observe an impossible event; their answers must still be finite.
+        # Rows with an empty target may observe an impossible event; their answers must still be finite.
         impossible = log_probs.isnan()
         return CategoricalMarginals(log_probs.masked_fill(impossible, 0.0).log_softmax(-1))
 
@@ -195,7 +196,7 @@ class JointTable:
         return weights * self.p.flatten()
 
     def _evidence(self, mass: Tensor, query: Query, first_row: int) -> Tensor:
-        """p(x_C), ``[b]``; raises if a row asks for something given an impossible event."""
+        """p(x_C), ``[b]``; raises if a row has a target given an impossible event."""
         impossible = (mass == 0) & query.target.any(-1)
         if impossible.any():
             row = int(impossible.nonzero()[0])
@@ -297,8 +298,8 @@ class ConditionalTables:
         FlexgenError: a wrong number of tables, different shapes, negative or non-finite entries, or an axis that does
             not sum to one.
 
-    It answers queries of one target with everything else observed; rows may ask for different sites. Any other
-    question needs a joint, and raises `UnsupportedQueryError`.
+    It answers queries of one target with everything else observed; rows may have different targets. Any other
+    query needs a joint, and raises `UnsupportedQueryError`.
     """
 
     answers = CompleteConditionals()

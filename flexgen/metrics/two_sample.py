@@ -27,7 +27,7 @@ class TwoSampleResult:
     """Result of `classifier_two_sample_test`.
 
     Args:
-        auc: area under the ROC curve of held-out scores; 1/2 where the two sets cannot be told apart.
+        auc: area under the ROC curve of held-out scores; 1/2 where the two sets are indistinguishable.
         standard_error: of the area when the two distributions are equal (Mann-Whitney; of groups, by permutations).
         p_value: one-sided, of an area this large when the two distributions are equal.
         num_rows: rows of each set; of groups, their number.
@@ -53,7 +53,7 @@ def classifier_two_sample_test(
     num_permutations: int = 999,
     seed: int = 0,
 ) -> TwoSampleResult:
-    """Cross-validated gradient-boosted trees, asked which set a row is from.
+    """Cross-validated gradient-boosted trees that classify which set a row is from.
 
     Within a fold, held-out scores of the two sets are exchangeable when the distributions are equal, which gives the
     area its Mann-Whitney distribution; the folds' areas are averaged. Without `groups` rows must be independent.

@@ -50,7 +50,7 @@ def resolve_backend(backend: str, device_type: str) -> str:
     sizes of video the others do not beat it.
 
     Raises:
-        ConfigError: an unknown name, or a backend asked for by name that cannot run here.
+        ConfigError: an unknown name, or a named backend that cannot run here.
     """
     if backend not in get_args(Backend):
         raise ConfigError("attention_backend", f"is {backend!r}", f"Choose one of {', '.join(get_args(Backend))}.")

@@ -197,7 +197,7 @@ class FrameUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         Args:
             frames: ``[B, K, channels, h, w]``: targets with their noise, observed frames as they are.
             level: ``[B, K]``, the noise level of each frame, from 0 (clean) to 1 (all noise).
-            frame_index: int64 ``[B, K]``, places in the video.
+            frame_index: int64 ``[B, K]``, positions in the video.
             observed: bool ``[B, K]``.
             present: bool ``[B, K]``; False for padding.
             cache: of observed frames that are not among `frames`.

@@ -42,12 +42,12 @@ class FrameRelation:
 
 @dataclass(eq=False)
 class FeatureCache:
-    """What the observed frames of a window have to say to its targets, layer by layer.
+    """Features of the observed frames of a window, which its targets attend to, layer by layer.
 
     Args:
         frame_index: int64 ``[B, C]``, of the observed frames.
         present: bool ``[B, C]``; False where a row has fewer of them.
-        layers: keys and values ``[B, C, S, 2 D]`` of every attention over frames, in the order in which they are asked.
+        layers: keys and values ``[B, C, S, 2 D]`` of every attention over frames, in order of evaluation.
     """
 
     frame_index: Tensor

@@ -616,7 +616,7 @@ def log_interval_mass(lower: Tensor, upper: Tensor) -> Tensor:
 def truncated_moments(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of a standard normal inside (lower, upper), float64; the mean lies inside."""
     width = upper - lower
-    thin = width < 1e-2  # there the formulas cancel; the law is uniform up to 1e-4
+    thin = width < 1e-2  # there the formulas cancel; the distribution is uniform up to 1e-4
     log_mass = log_interval_mass(lower, torch.where(thin, lower + 1.0, upper))
 
     def density(z: Tensor) -> Tensor:
@@ -628,7 +628,7 @@ def truncated_moments(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
 
     mean = density(lower) - density(upper)
     variance = 1 + tilted(lower) - tilted(upper) - mean**2
-    # Farther out the logs themselves lose digits, and the law is that of an exponential from the nearer end.
+    # Farther out the logs themselves lose digits, and the distribution is that of an exponential from the nearer end.
     nearer = torch.where(lower > 0, lower, upper.clamp_max(0.0))
     far = nearer.abs() > _FAR_TAIL
     rate = torch.where(far, nearer, 1.0)

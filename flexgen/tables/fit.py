@@ -325,7 +325,7 @@ class _Job:
                 raise FlexgenError(
                     "law",
                     f"{self.law!r} gives a held-out score of {score}",
-                    "Use a law that asks for entries of every column.",
+                    "Use a law that has targets in every column.",
                 )
             if score <= best:
                 break
@@ -417,7 +417,7 @@ def _arithmetic(amp: str | None) -> Literal["bf16", "fp16"] | None:
 
 
 def _validation_draws(num_rows: int) -> int:
-    """Enough questions a row that early stopping does not chase noise."""
+    """Enough queries a row that early stopping does not chase noise."""
     return max(2, min(16, 2000 // num_rows))
 
 

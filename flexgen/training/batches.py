@@ -59,7 +59,7 @@ class TensorData:
 class EpochOrder:
     """The rows of every step: shuffled epochs laid end to end, cut into batches of one size.
 
-    Epoch e's permutation is keyed by (seed, e) alone, so any step can be asked for at any time: nothing has to be
+    Epoch e's permutation is keyed by (seed, e) alone, so any step can be computed at any time: nothing has to be
     remembered for a run to be resumed. Every row is seen once an epoch; a batch may span two epochs, or several.
     """
 

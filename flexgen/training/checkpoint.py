@@ -81,7 +81,7 @@ def write_checkpoint(directory: str | Path, checkpoint: Checkpoint, *, keep: int
     if not _is_whole(path):
         saving.update_folder(path, write, argument="directory")
     for old in checkpoints(directory)[:-keep]:
-        with contextlib.suppress(CheckpointError):  # a damaged one is left: what is ours in it cannot be told
+        with contextlib.suppress(CheckpointError):  # a damaged one is left: which files in it are ours is unknown
             saving.remove_files(old, earlier=_earlier_files)
     return path
 
@@ -90,7 +90,7 @@ def remove_checkpoints(directory: str | Path) -> None:
     """Removes the checkpoints of a folder and of the networks below it; what else lies there stays.
 
     Raises:
-        CheckpointError: one is damaged, so that what is ours in it cannot be told; nothing was removed.
+        CheckpointError: one is damaged, so that which files in it are ours is unknown; nothing was removed.
     """
     folders = [*(path for path in Path(directory).glob("network-*") if _is_folder(path)), Path(directory)]
     steps = [path for folder in folders for path in _named(folder)]

@@ -65,7 +65,7 @@ def train(
     Args:
         network: any module; the objective decides how it is called.
         objective: ``(network, batch, generator) -> loss [B]``, e.g. `MaskedLikelihood`; one that moves while training
-            goes on (`MovingObjective`) is asked anew at every step, for the share of `num_steps` that is done.
+            goes on (`MovingObjective`) is called at every step with the share of `num_steps` that is done.
         data: rows to train on, e.g. `TensorData`, which a tensor or a mapping of tensors becomes.
         settings: see `TrainingSettings`.
         held_out: rows to validate on; every validation draws the same queries for them.
@@ -116,7 +116,7 @@ class OneProcess:
 def _default_accelerator() -> Accelerator:
     from accelerate import Accelerator
 
-    # Unless told, accelerate runs CPU processes started by torchrun as if each were alone.
+    # By default accelerate runs CPU processes started by torchrun as if each were alone.
     return Accelerator(cpu=not torch.accelerator.is_available())
 
 
@@ -224,14 +224,14 @@ class _Run:
                 if len(unread) >= read_every or late or records or saves:
                     last_read, state.seconds = now, before + now - began
                     out_of_time = settings.max_seconds is not None and now - began > settings.max_seconds
-                    asked = self._read(unread, {"interrupted": interruption.requested, "max_seconds": out_of_time})
+                    requested = self._read(unread, {"interrupted": interruption.requested, "max_seconds": out_of_time})
                     bar.update(len(unread))
                     norm = float(unread[-1][1])
                     unread.clear()
                     if records:
                         self._record(norm, on_record)
                     self._show(bar)
-                    stopped = self._ended() or asked
+                    stopped = self._ended() or requested
                     if saves or stopped:
                         self._save()
         return stopped

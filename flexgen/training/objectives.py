@@ -61,15 +61,15 @@ def masked_likelihood(
     query = draw.query.expand(len(x))
     read = query.target | query.observed  # [B, N]
     x = torch.where(read.view(*read.shape, *[1] * (x.ndim - 2)), x, torch.zeros_like(x))  # [B, N, *site]
-    shown, asked = x, query
+    shown, query_shown = x, query
     if draw.kept is not None or draw.replaced is not None:
         shown, visible = draw.shown(x, x if random_values is None else random_values)
-        asked = Query(query.target & ~visible, visible)
+        query_shown = Query(query.target & ~visible, visible)
     if takes_sites(network):
         sites, is_target = target_sites(query)  # [B, S]
-        log_probs = marginals_at(network, shown, asked, sites).log_prob(take_at(x, sites))
+        log_probs = marginals_at(network, shown, query_shown, sites).log_prob(take_at(x, sites))
         return draw.weight * torch.where(is_target, -log_probs, 0.0).sum(-1)
-    marginals = network.marginals(shown, asked)
+    marginals = network.marginals(shown, query_shown)
     check_marginals(marginals, x, network)
     log_probs = marginals.log_prob(x)  # [B, N]
     return draw.weight * torch.where(query.target, -log_probs, 0.0).sum(-1)

@@ -27,7 +27,7 @@ def make_optimizers(network: nn.Module, settings: TrainingSettings) -> list[torc
     scaled to the size of AdamW's (Liu et al. 2025), so that both share one range of learning rates.
 
     Raises:
-        ConfigError: Muon is asked for, but the network names no hidden matrices.
+        ConfigError: Muon is chosen, but the network names no hidden matrices.
     """
     weights = [weight for weight in network.parameters() if weight.requires_grad]
     optimizers: list[torch.optim.Optimizer] = []

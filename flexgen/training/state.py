@@ -82,7 +82,7 @@ def identity(
 
 
 def _described(objective: Objective) -> dict[str, str]:
-    """Its repr, where it was written to say what the objective is; a part without one is named by its class."""
+    """Its repr, where the class defines one; a part without one is named by its class."""
     if type(objective).__repr__ in (object.__repr__, FunctionType.__repr__):
         return {}
     return {"is": re.sub(r"<[\w.<>]*?(\w+) object at 0x[0-9a-fA-F]+>", r"\1", repr(objective))}

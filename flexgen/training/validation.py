@@ -33,7 +33,7 @@ def held_out_loss(
     """The mean loss of a row, in eval mode.
 
     The draws of a row are keyed by the seed and the row's number: the same at every validation, whatever the batch
-    size or the number of processes, so that two networks are compared on the same questions. All processes get the
+    size or the number of processes, so that two networks are compared on the same queries. All processes get the
     same number.
 
     Raises:

@@ -111,7 +111,7 @@ def plan_for(
     parallel: bool = True,
     max_gap: int | float | None = None,
 ) -> Plan:
-    """The plan to use where nothing speaks for another.
+    """The plan to use unless there is a reason for another.
 
     Args:
         num_frames: N, or a pattern.

@@ -4,9 +4,9 @@ A network sees K frames at once; a video has thousands. A plan is a list of wind
 when it is made, that prints, turns into JSON and knows its cost before anything runs. It is a `Schedule`: ``run(
 conditional, x, plan, generator=g)`` draws the video from any conditional whose sites are frames.
 
-Guarantee: the video has the law p(given) · Π_w p(x_P(w) | x_C(w)). This is the joint law where every window's targets
-are independent, given what it observes, of all else that was there before; for a Markov process of order m, where each
-run of targets has the m frames on either side observed, or a side on which nothing is there yet.
+Guarantee: the video has the distribution p(given) · Π_w p(x_P(w) | x_C(w)). This is the joint distribution where every
+window's targets are independent, given what it observes, of all else that was there before; for a Markov process of
+order m, where each run of targets has the m frames on either side observed, or a side on which nothing is there yet.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Refinement: windows that draw the frames around a plan's seams anew, given both sides.
 
 A sweep of block Gibbs updates. Where a window observes enough on both sides to separate its targets from all other
-frames (Markov processes of an order up to the frames on a side), the joint law stays what it was, and every window
-brings a video that was drawn from another law closer to it, in Kullback-Leibler divergence. Where it does not, a window
-ignores what it cannot see. Around the seams of a tree one sweep does most of the work, for its windows hardly see each
-other: sweep over all frames (`at`) to go on.
+frames (Markov processes of an order up to the frames on a side), the joint distribution stays what it was, and every
+window brings a video that was drawn from another distribution closer to it, in Kullback-Leibler divergence. Where it
+does not, a window ignores what it cannot see. Around the seams of a tree one sweep does most of the work, for its
+windows hardly see each other: sweep over all frames (`at`) to go on.
 
 FDM has no such step; its authors report flicker at keyframes.
 """

@@ -23,7 +23,7 @@ def test_complete_and_rest():
 @pytest.mark.parametrize(
     ("build", "text"),
     [
-        (lambda: fg.Query.of([1], [1], num_sites=3), "observed: overlaps target at 1 place.*first at site 1"),
+        (lambda: fg.Query.of([1], [1], num_sites=3), "observed: overlaps target at 1 site.*first at site 1"),
         (lambda: fg.Query.of([3], num_sites=3), "target: holds site 3. Sites are numbered 0 to 2"),
         (lambda: fg.Query.of([0], [-1], num_sites=3), "observed: holds site -1"),
         (lambda: fg.Query(torch.ones(3), torch.zeros(3)), "target: must be a boolean tensor, got torch.float32"),

@@ -52,7 +52,7 @@ def test_seeds_drawn_from_streams_differ_by_draw_and_by_rows():
 
 
 def test_streams_refuse_another_number_of_rows():
-    with pytest.raises(FlexgenError, match=r"generator: has 3 streams, but \(4, 2\) numbers were asked for"):
+    with pytest.raises(FlexgenError, match=r"generator: has 3 streams, but \(4, 2\) numbers were requested"):
         rng.uniform((4, 2), generator=rng.Streams(0, 3))
 
 

@@ -123,7 +123,7 @@ def test_bad_folders(folder, tmp_path_factory):
     empty = tmp_path_factory.mktemp("empty")
     assert refused(empty).endswith("folders of .png, .jpg, .jpeg files.")
     assert "'b.npy'" not in refused(folder, min_frames=6)
-    assert "b.npy' has 5 frames, 6 are wanted" in refused(folder, min_frames=6)
+    assert "b.npy' has 5 frames, 6 are needed" in refused(folder, min_frames=6)
     np.save(folder / "d.npy", np.zeros((6, 10, 8, 3), np.uint8))
     assert "folder: has frames of 8x8x3 in " in (said := refused(folder))
     assert "and 10x8x3" in said

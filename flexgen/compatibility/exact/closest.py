@@ -322,7 +322,7 @@ class ArnoldGokhale(_Entropies):
             for conditional, each in zip(self.family.conditionals, kept, strict=True)
         ]
         weight = torch.stack(kept).sum(0)
-        asked = torch.stack(self.tables).sum(0)
+        stated_sum = torch.stack(self.tables).sum(0)
 
         def curvature(direction: Tensor) -> Tensor:
             product = torch.zeros_like(direction)
@@ -330,12 +330,12 @@ class ArnoldGokhale(_Entropies):
                 product = product + conditional * self._deviation(stated, conditional, direction)
             return product
 
-        right, step = weight - asked, torch.zeros_like(weight)
+        right, step = weight - stated_sum, torch.zeros_like(weight)
         largest = float(right.abs().max())
         if largest > _ROUNDING:  # steps beyond rounding go astray
             solving = replace(point, weight=weight, curvature=curvature)
             step = conjugate_gradients(solving, right, accuracy=min(0.1, max(1e-12, 0.1 * _ROUNDING / largest)))
-        off, gap = -asked, 0.0
+        off, gap = -stated_sum, 0.0
         for stated, conditional, each in zip(self.family.conditionals, kept, whole, strict=True):
             answer = conditional * (1 - self._deviation(stated, conditional, step))
             if bool((answer < 0).any()):

@@ -99,7 +99,7 @@ class ConditionalFamily:
             raise FlexgenError(
                 "shape",
                 f"is {self.shape}: {math.prod(self.shape)} states, but exact checks take 1 to {MAX_STATES} (2^16)",
-                "Check blocks of a few sites at a time, or ask fg.diagnose for measured effects.",
+                "Check blocks of a few sites at a time, or use fg.diagnose for measured effects.",
             )
         named = frozenset[int]().union(*(conditional.sites for conditional in self.conditionals))
         absent = [site for site in range(len(self.shape)) if site not in named]
@@ -156,10 +156,10 @@ class ConditionalFamily:
         return ", ".join(f"{self.names[site]}={self.labels[site][state[site]]}" for site in sites)
 
     def question(
-        self, conditional: StatedConditional, state: Sequence[int], *, held: frozenset[int] = frozenset()
+        self, conditional: StatedConditional, state: Sequence[int], *, omitted: frozenset[int] = frozenset()
     ) -> str:
-        """``"p(sex=f | smoker=no)"``: an entry of a conditional in the users' words; sites in `held` go unsaid."""
-        said = [site for site in conditional.observed if site not in held]
+        """``"p(sex=f | smoker=no)"``: an entry of a conditional in the users' words, without sites in `omitted`."""
+        said = [site for site in conditional.observed if site not in omitted]
         given = ", ".join(
             filter(None, (self.event(said, state), ".." if len(said) < len(conditional.observed) else ""))
         )
@@ -304,7 +304,7 @@ def _labels(labels: Labels | None, shape: tuple[int, ...]) -> tuple[tuple[str, .
     return names, categories
 
 
-# What refutes compatibility, told in the users' category labels.
+# What refutes compatibility, in the users' category labels.
 
 _SHOWN_STEPS = 12
 
@@ -365,22 +365,22 @@ def loop_violation(
 ) -> Violation:
     """A loop of states s_0, s_1, .., s_0, the k-th move (s_k to s_{k+1}) made by the k-th of `distributions`.
 
-    It is told in the direction in which the chain prefers to run.
+    It is written in the direction in which the chain prefers to run.
     """
     codes = [tuple(int(c) for c in np.unravel_index(state, family.shape)) for state in states]
     involved = frozenset[int]().union(*(conditional.sites for conditional in conditionals))
-    held = involved - frozenset[int]().union(*(conditional.target for conditional in conditionals))
+    shared = involved - frozenset[int]().union(*(conditional.target for conditional in conditionals))
     steps = []
     for k, conditional in enumerate(conditionals):
         here, there = codes[k], codes[(k + 1) % len(codes)]
-        forth, back = (family.question(conditional, code, held=held) for code in (there, here))
+        forth, back = (family.question(conditional, code, omitted=shared) for code in (there, here))
         steps.append(Step(forth, conditional.at(there), back, conditional.at(here)))
     log_ratio = math.fsum(math.log(step.forward) - math.log(step.backward) for step in steps)
     if log_ratio < 0:
         steps = [Step(s.backward_question, s.backward, s.forward_question, s.forward) for s in reversed(steps)]
         codes = [codes[0], *reversed(codes[1:])]
     gap = abs(log_ratio)
-    given = f"given {family.event(sorted(held), codes[0])}, " if held else ""
+    given = f"given {family.event(sorted(shared), codes[0])}, " if shared else ""
     factor = f"{math.exp(gap):.6g}" if gap < 500 else f"exp({gap:.6g})"
     explanation = (
         f"{given}round a loop of {len(codes)} states the conditionals multiply to {factor} times as much one way as "

@@ -237,7 +237,7 @@ class ScanChain:
         return label
 
     def members(self, closed_class: int | None) -> np.ndarray:
-        """The states, ascending, of the closed class that is asked for."""
+        """The states, ascending, of the chosen closed class."""
         label = self.classes()
         count = int(label.max()) + 1
         if closed_class is None and count > 1:

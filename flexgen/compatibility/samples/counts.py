@@ -287,7 +287,7 @@ def _checked_counts(
 
 @contextlib.contextmanager
 def _solvable(smoothed: Tensor) -> Iterator[None]:
-    """Counts so unequal that double precision cannot weigh them against each other are told as such."""
+    """Counts so unequal that double precision cannot weigh them against each other raise an error."""
     try:
         yield
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
@@ -301,7 +301,7 @@ def _solvable(smoothed: Tensor) -> Iterator[None]:
 # The arithmetic of complete conditionals counted from samples, one sample a site, vectorised over replicates.
 #
 # Counts are ``[R, N, V_0, .., V_{N-1}]``, float64: replicate, site, state. ``counts[r, i]`` are the states seen in
-# sample i, from which p(x_i | rest) is counted; all else that sample tells is not used.
+# sample i, from which p(x_i | rest) is counted; nothing else of that sample is used.
 #
 # The conditionals are compatible iff there are functions f of the state (the joint's log-probability) and g_i of the
 # other sites with log p(x_i | rest) = f - g_i for every i. That is a linear model, and both the Wald test and the
@@ -481,7 +481,7 @@ class CountTables:
 
     @property
     def unseen_rests(self) -> tuple[int, ...]:
-        """Of each site i the number of rests that sample i never holds, so that no row tells p(x_i | rest)."""
+        """Of each site i the number of rests that sample i never holds, so that no row is about p(x_i | rest)."""
         return tuple(int((table.sum(i) == 0).sum()) for i, table in enumerate(self.tables))
 
     def labelled(self, gap: LogOddsGap) -> LogOddsGap:
@@ -490,12 +490,12 @@ class CountTables:
         values = tuple(
             (self.kept[site][a], self.kept[site][b]) for site, (a, b) in zip(gap.sites, gap.values, strict=True)
         )
-        told = [
+        in_words = [
             f"{self.names[site]} in {{{self.categories[site][a]}, {self.categories[site][b]}}}"
             for site, (a, b) in zip(gap.sites, values, strict=True)
         ]
         given = [f"{self.names[k]}={self.categories[k][code]}" for k, code in enumerate(codes) if k not in gap.sites]
-        where = ", ".join(told) + (f" given {', '.join(given)}" if given else "")
+        where = ", ".join(in_words) + (f" given {', '.join(given)}" if given else "")
         return replace(gap, values=(values[0], values[1]), context=codes, where=where)
 
 
@@ -600,8 +600,8 @@ def _aligned(frames: Sequence[Any], labels: Labels | None) -> tuple[list[np.ndar
             raise FlexgenError("labels", f"lack {missing[0]!r}, which the frames hold", "Name all, or pass none.")
     if labels is None:
         names = [titles[0][k] if titles[0][k] is not None else titles[1][k] for k in range(2)]
-        told = [f"x{k}" if name is None else str(name) for k, name in enumerate(names)]
-        labels = dict(zip(told, categories, strict=True)) if len(set(told)) == 2 else categories
+        in_words = [f"x{k}" if name is None else str(name) for k, name in enumerate(names)]
+        labels = dict(zip(in_words, categories, strict=True)) if len(set(in_words)) == 2 else categories
     tables = []
     for i, (frame, (rows, columns)) in enumerate(zip(frames, axes, strict=True)):
         values = numbers(f"counts[{i}]", frame, _FIX).numpy()
@@ -628,7 +628,7 @@ class LogOddsGap:
         context: the values of all sites; those of i and j do not matter, and stand at a and c.
         gap: log odds ratio of p(x_i | rest) less that of p(x_j | rest), nats.
         standard_error: of the gap.
-        where: the rectangle in words; empty: told by the numbers of sites and values.
+        where: the rectangle in words; empty: the numbers of sites and values are printed.
     """
 
     sites: tuple[int, int]

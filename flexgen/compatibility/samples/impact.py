@@ -1,4 +1,4 @@
-"""What an incompatibility does to what the user wants: the distribution of a block of sites, a statistic, the fit to
+"""What an incompatibility changes: the distribution of a block of sites, a statistic, the fit to
 data.
 
 A diagnostic says that conditionals disagree; these say how much it matters. Draws come from chains that have converged,
@@ -359,7 +359,7 @@ def block_variation(
         draws: name of a scan -> ``[chains, draws, N]``, integers, or what a sampler's run returned (anything with
             `.draws`, ``[draws, chains, N]``); of chains that have converged. Run every scan with a seed of its own:
             intervals hold for chains of different scans that are independent.
-        blocks: sites of each block; all states of a block that occur are told apart.
+        blocks: sites of each block; all states of a block that occur are distinguished.
         generator: of the halves.
         unit: whole chains, or blocks of draws; see docs/compatibility/draws.md.
         num_splits: random halves.

@@ -527,7 +527,7 @@ def classifier_scan_test(
     max_draws: int = 20_000,
     significance: float = 0.05,
 ) -> ScanTest:
-    """Gradient-boosted trees asked which of two scans a draw is from (Lopez-Paz & Oquab 2017), chains kept whole.
+    """Boosted trees that classify which of two scans a draw is from (Lopez-Paz & Oquab 2017), chains kept whole.
 
     `flexgen.metrics.classifier_two_sample_test` with units as its groups: folds hold whole units, and whole units are
     shuffled. The effect is the area under the ROC curve, 1/2 where the distributions are equal; an area A means a total

@@ -30,7 +30,7 @@ class FrechetDistance(FrechetInceptionDistance):
 
     Args:
         features: takes videos uint8 ``[B, F, H, W, C]`` and gives ``[n, D]``, a row a video, or a row a frame.
-        num_features: D; None asks ``features.num_features``.
+        num_features: D; None: ``features.num_features``.
 
     `compute` returns a scalar, float64.
     """

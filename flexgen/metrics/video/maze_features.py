@@ -28,7 +28,7 @@ WEIGHTS = Path(__file__).with_name("maze_features.safetensors")
 FLAWS = ("none", "blur", "noise", "jump", "still")
 SIZE, STACK = 32, 5  # pixels a side; frames that are read at once
 _AT_ONCE = 1024  # stacks
-_BINS, _FASTEST, _SHARPEST = 400, 0.4, 20.0  # of the laws of speeds (metres) and turns (degrees) a frame
+_BINS, _FASTEST, _SHARPEST = 400, 0.4, 20.0  # of the histograms of speeds (metres) and turns (degrees) a frame
 
 
 class MazeReading(NamedTuple):
@@ -117,7 +117,7 @@ class MazeFeatures(nn.Module):
         return features
 
     def reading(self, features: Tensor) -> MazeReading:
-        """What the features ``[.., D]`` say."""
+        """Speeds, turns, walls and flaws that are read off features ``[.., D]``."""
         speed, turn, clear = (self.numbers(features) * self.deviation + self.mean).unbind(-1)
         return MazeReading(speed, turn, clear, self.wall(features), self.floor(features), self.flaw(features))
 
@@ -168,8 +168,8 @@ class WalkStatistics(Metric):
 
     `compute` returns scores and, as ``..._se``, their standard errors over the generated videos:
 
-    * ``speed_distance``, ``turn_distance``: Wasserstein distances (metres, degrees a frame) between the laws of the
-      speeds, and of the sizes of turns, of all stacks;
+    * ``speed_distance``, ``turn_distance``: Wasserstein distances (metres, degrees a frame) between the distributions
+      of the speeds, and of the sizes of turns, of all stacks;
     * ``speed``, ``turn``: means of both;
     * ``near_wall``: share of stacks that end too near to a wall;
     * ``receding``: share of straight walks towards a wall after which it is a metre farther than it has to be: it was

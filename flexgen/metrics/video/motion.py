@@ -1,4 +1,4 @@
-"""What frames alone say: how much changes from one to the next, across the seams of windows, and how sharp they are."""
+"""Measures of frames alone: changes from one to the next, jumps at the seams of windows, sharpness."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def pose_distance(poses: Tensor, *, metres_a_radian: float = 1.0) -> Tensor:
 def pose_to_observed(poses: Tensor, observed: Tensor, *, metres_a_radian: float = 1.0) -> Tensor:
     """Distance from each frame's view to the nearest observed view, ``[.., F]``; infinite where none is observed.
 
-    What `ErrorByDistance` takes to ask whether a model remembers places, however long ago it saw them.
+    For `ErrorByDistance`: does a model remember places, however long ago it saw them?
 
     Args:
         poses: ``[.., F, 3]``.
@@ -99,11 +99,11 @@ class RevisitConsistency(Metric):
             fix = f"Pass [{video.shape[0]}, {video.shape[1]}, 3]."
             raise DataError("poses", f"has shape {tuple(poses.shape)}", fix)
         near = revisits(poses.to(video.device), gap=self.gap, metres=self.metres, degrees=self.degrees)
-        asked = _later(video.shape[1], self.gap, video.device).expand_as(near)
+        counted = _later(video.shape[1], self.gap, video.device).expand_as(near)
         if where is not None:
             chosen = require_per_frame("where", where, *video.shape[:2]).to(video.device)
-            asked = asked & (chosen[:, :, None] | chosen[:, None, :])
-        near, far = near & asked, asked & ~near
+            counted = counted & (chosen[:, :, None] | chosen[:, None, :])
+        near, far = near & counted, counted & ~near
         difference = _squared_difference(video)
         kept = near.any(-1).any(-1) & far.any(-1).any(-1)
         self.pairs += near[kept].sum()
