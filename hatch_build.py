@@ -16,7 +16,7 @@ _RELATIVE = r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)]*)\)"
 
 
 def for_an_index(text: str, source: str | None, version: str) -> str:
-    """``[Page](docs/command.md)`` becomes a link to the source, or else ``Page (docs/command.md)``; a picture its caption.
+    """``[Page](docs/command.md)`` becomes a link to the source, or else ``Page (docs/command.md)``; pictures, captions.
 
     Args:
         text: Markdown.
