@@ -6,11 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from flexgen import __version__
-from flexgen.cli import compose, files, parameters
+from flexgen.cli import compose, files, parameters, render
 from flexgen.cli.main import COMMANDS, main
 from flexgen.errors import ConfigError, DataError
 
@@ -25,6 +26,8 @@ def elsewhere(tmp_path, monkeypatch):
     Path("begun/checkpoints").mkdir(parents=True)
     Path("begun/train.yaml").write_text("seed: 0")
     Path("taken.csv").write_text("a\n1\n")
+    Path("foreign").mkdir()
+    Path("foreign/joint.csv").write_text("a\n1\n")
 
 
 def test_usage(capsys):
@@ -173,6 +176,14 @@ ERRORS = {
         "sample: output: 'taken.csv' is there already. Name another, or",
     ),
     "demo is there": (["demo", "output=model"], "demo: output: 'model' is there already. Name another, or"),
+    "demo beside foreign files": (
+        ["demo", "data=iris", "output=foreign", "overwrite=true"],
+        "demo: output: 'foreign' holds 'joint.csv', which is not of flexgen's making",
+    ),
+    "training beside foreign files": (
+        ["train", "data=iris", "output=model", "overwrite=true"],
+        "train: output: 'model' holds 'config.json', which is not of flexgen's making",
+    ),
     "type in a demo": (["demo", "sampler.chains=x"], "demo: sampler.chains: is 'x'. Pass a whole number."),
     "suffix of output": (
         [*SAMPLE[:2], "output=rows.xlsx"],
@@ -235,6 +246,19 @@ def test_a_folder_that_may_not_be_written_is_refused(monkeypatch):
     monkeypatch.setattr("os.access", lambda *_: False)
     with pytest.raises(DataError, match=r"output: 'a/b/c\.csv' cannot be written\. Name a folder"):
         files.require_free(Path("a/b/c.csv"), argument="output", overwrite=False)
+
+
+def test_a_clip_or_pose_that_is_not_of_this_rendering_is_left_alone():
+    path, poses = Path("poses-00000.npy"), np.zeros((3, 3))
+    render._save(path, poses)
+    render._save(path, poses)  # left by a call that was killed before its clip
+    with pytest.raises(DataError, match=r"output: 'poses-00000\.npy' is there already, and is not of this call's"):
+        render._save(path, poses + 1)
+    path.replace("elsewhere.npy")
+    path.symlink_to("elsewhere.npy")
+    with pytest.raises(DataError, match="is there already"):
+        render._save(path, poses)
+    assert np.array_equal(np.load(path), poses)
 
 
 def test_parquet_without_its_package_is_refused(monkeypatch):
