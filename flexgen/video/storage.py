@@ -44,7 +44,8 @@ Frames = npt.NDArray[Any]
 
 FRAMES, SIDECAR = "frames.npy", "frames.json"
 _OPENING, _WRITING = ".opening", ".writing"  # locks
-_PARTIAL = re.compile(r"frames\.npy\.(\w+\.)?partial|\.frames\.(\S+\.)?(partial\.json|json\.partial)")
+_WAITING = re.compile(r"frames\.npy\.(\w+\.)?partial")
+_PARTIAL = re.compile(rf"{_WAITING.pattern}|\.frames\.([\w-]+\.)?(partial\.json|json\.partial)")
 _OURS = frozenset({"observed", "run", "shape", "dtype"})  # entries of a request that the store writes itself
 _FORMAT = 2  # 1 had no checksum of the sidecar
 _UNSETTLED = "-" * 8
@@ -340,7 +341,7 @@ class _Sidecar:
             if len(words) != document["shape"][0]:
                 raise ValueError(f"{len(words)} checksums of {document['shape'][0]} frames")
             waiting = document.get("waiting", f"{FRAMES}.partial")
-            if not _PARTIAL.fullmatch(waiting):
+            if not _WAITING.fullmatch(waiting):  # a sidecar may come from anywhere
                 raise ValueError(f"it names {waiting!r}")
             return cls(
                 shape=tuple(document["shape"]),
@@ -429,8 +430,8 @@ def _require_ours(folder: Path) -> bool:
         if entry.name in (_OPENING, _WRITING) or _PARTIAL.fullmatch(entry.name):
             continue
         if not (is_store and entry.name in (FRAMES, SIDECAR)):
-            why = "is of another making" if is_store else f"no {SIDECAR} of a store: it is no store of frames"
-            problem = f"{folder} holds {entry.name!r} and {why}"
+            why = ", which is not of the store" if is_store else f" and no {SIDECAR}: it is no store of frames"
+            problem = f"{folder} holds {entry.name!r}{why}"
             raise CheckpointError("folder", problem, "Name a new or an empty folder.")
     return is_store
 
@@ -458,7 +459,7 @@ def _settle(folder: Path, sidecar: _Sidecar) -> None:
             (folder / sidecar.waiting).replace(folder / FRAMES)
         saving.flush(folder)
         for entry in folder.iterdir():
-            if _PARTIAL.fullmatch(entry.name) and entry.name.startswith(FRAMES):
+            if _WAITING.fullmatch(entry.name):
                 entry.unlink(missing_ok=True)
 
 

@@ -11,6 +11,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -173,6 +174,16 @@ def test_a_damaged_sidecar_is_named(tmp_path: Path, damage: str) -> None:
     (store.folder / "frames.json").write_text(damage)
     with pytest.raises(CheckpointError, match=r"frames.json cannot be read .*Delete the folder .*s to start over"):
         open_store(store.folder)
+
+
+def test_a_sidecar_names_files_of_its_folder_alone(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "s")
+    (tmp_path / "precious.partial").write_text("precious")
+    for name in ("../precious.partial", "frames.npy.x/../../precious.partial", "frames.json", ""):
+        replace(store._sidecar, waiting=name).write(store.folder)
+        with pytest.raises(CheckpointError, match=r"frames\.json cannot be read"):
+            open_store(tmp_path / "s")
+    assert (tmp_path / "precious.partial").exists()
 
 
 def test_a_sidecar_of_another_format(tmp_path: Path) -> None:
