@@ -57,8 +57,8 @@ def test_the_machine_samples_its_blocks(names: dict[str, Any]) -> None:
     states = names["states"]
     assert states.shape == (100, 40)
     assert abs(float(states.double().mean()) - 0.5) < 5 * 0.5 / 4000**0.5 * 2  # the weights correlate the sites
+    query = fg.Query.of([0, 1], [2, 3], num_sites=40)
     with pytest.raises(fg.errors.UnsupportedQueryError, match="answers only sites of one of its 2 blocks"):
-        query = fg.Query.of([0, 1], [2, 3], num_sites=40)
         names["machine"].log_prob(states, query)
 
 
