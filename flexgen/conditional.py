@@ -38,6 +38,7 @@ __all__ = [
     "Conditional",
     "Decoder",
     "HasDecoder",
+    "HasFeatures",
     "HasLogProb",
     "HasMarginals",
     "MarginalConditional",
@@ -140,6 +141,19 @@ class HasDecoder(Conditional, Protocol):
 
     def start(self, x: Tensor, query: Query) -> Decoder:
         """A decoder that knows the observed sites of the query."""
+        ...
+
+
+@runtime_checkable
+class HasFeatures(Conditional, Protocol):
+    """A conditional with an encoder, whose representations of the sites serve other tasks."""
+
+    def features(self, x: Tensor, query: Query) -> Tensor:
+        """What the encoder makes of each site given the observed ones, ``[B, N, D]``.
+
+        A function of the observed values alone, and of which sites are observed; it carries gradients where the
+        conditional's answers do.
+        """
         ...
 
 

@@ -157,6 +157,7 @@ class ChainSampler(ABC):
         stored = state.x.new_empty(draws, num_chains, *state.x.shape[1:]) if store else None
         parts = [state.x[rows] for rows in batches]
         moved = torch.zeros(len(state.x), dtype=torch.bool, device=state.x.device)
+        still = [True] * len(batches)
         total = warmup + draws * thin
         # What is certain at any moment of an interrupt: the states, the sweeps they have seen, the draws kept.
         done: tuple[list[Tensor], int, int] = (parts, 0, 0)
@@ -171,7 +172,9 @@ class ChainSampler(ABC):
                     for i, part in enumerate(parts):
                         streams[i].counter = counter
                         new = self._sweep(part, sweeps[i], streams[i], watches[i] if watched else None)
-                        moved[batches[i]] |= (new != part).flatten(1).any(1)
+                        if still[i]:  # once all chains have moved there is nothing to compare
+                            moved[batches[i]] |= (new != part).flatten(1).any(1)
+                            still[i] = not bool(moved[batches[i]].all())
                         following.append(new)
                     if sweep_number > warmup and (sweep_number - warmup) % thin == 0:
                         draw = (following[0] if len(following) == 1 else torch.cat(following))[::replicas]

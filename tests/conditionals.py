@@ -145,6 +145,9 @@ class RememberingNetwork(nn.Module, MarginalConditional):
     def marginals(self, x: Tensor, query: Query, *, sites: Tensor | None = None) -> CategoricalMarginals:
         return self.answer(self.known(x, query), sites)
 
+    def features(self, x: Tensor, query: Query) -> Tensor:
+        return torch.tanh(0.2 * self.known(x, query))[:, None] * self.head.detach().mean(1)
+
     def start(self, x: Tensor, query: Query) -> RememberingDecoder:
         return RememberingDecoder(self, self.known(x, query))
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from flexgen.conditional import (
     CanSample,
     HasDecoder,
+    HasFeatures,
     HasLogProb,
     HasMarginals,
     MarginalConditional,
@@ -312,6 +313,22 @@ def check_decoder(case: Case) -> None:
     )
 
 
+def check_features(case: Case) -> None:
+    """One vector a site, a function of what is observed: it moves with observed values, and with no others."""
+    model = need(case.make(), HasFeatures)
+    x, query = random_x(case, 24), random_queries(case, 24)
+    found = model.features(x, query)
+    assert found.ndim == 3
+    assert found.shape[:2] == x.shape
+    assert torch.isfinite(found).all()
+    assert torch.equal(model.features(spoil(x, ~query.observed), query), found)
+    one = torch.cat([model.features(x[row : row + 1], query[row : row + 1]) for row in range(24)])
+    torch.testing.assert_close(found, one, atol=1e-5, rtol=1e-5)
+    other = torch.stack([(x[:, i] + 1) % (k or 2) for i, k in enumerate(model.space.num_categories)], -1)
+    moved = (model.features(other, query) - found).abs().amax((1, 2)) > 1e-6
+    assert torch.equal(moved, query.observed.any(-1))
+
+
 def check_randomness(case: Case) -> None:
     """Same generator, same draw; keyed streams ignore the batch; the global generator is left alone."""
     model = need(case.make(), CanSample)
@@ -340,6 +357,7 @@ CHECKS: list[Any] = [
     check_marginals,
     check_named_sites,
     check_decoder,
+    check_features,
     check_randomness,
 ]
 
@@ -388,6 +406,10 @@ class Wrong:
             sites = sites.sort(-1).values
         return self.right.marginals(x, query, sites=sites)
 
+    def features(self, x: Tensor, query: Query) -> Tensor:
+        values = torch.where(query.observed, x, 0.0) if self.fault != "reads what is hidden" else x
+        return torch.stack([values, query.expand(len(x)).observed.to(x.dtype)], -1).cumsum(1)
+
     def start(self, x: Tensor, query: Query) -> Any:
         decoder = self.right.start(x, query)
         if self.fault == "forgets what is appended":
@@ -409,6 +431,7 @@ FAULTS: dict[str, Callable[[Case], None]] = {
     "names in another order": check_named_sites,
     "forgets what is appended": check_decoder,
     "takes what is not given": check_decoder,
+    "reads what is hidden": check_features,
 }
 
 

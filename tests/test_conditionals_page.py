@@ -52,6 +52,16 @@ def test_the_real_network_learns_its_law(names: dict[str, Any]) -> None:
     assert (names["chains"].draws.flatten(0, 1).T.corrcoef() - names["covariance"]).abs().max() < 0.1
 
 
+def test_the_machine_samples_its_blocks(names: dict[str, Any]) -> None:
+    """At weights near zero hidden and visible sites are fair coins, and the refusal says what is answered."""
+    states = names["states"]
+    assert states.shape == (100, 40)
+    assert abs(float(states.double().mean()) - 0.5) < 5 * 0.5 / 4000**0.5 * 2  # the weights correlate the sites
+    query = fg.Query.of([0, 1], [2, 3], num_sites=40)
+    with pytest.raises(fg.errors.UnsupportedQueryError, match="answers only sites of one of its 2 blocks"):
+        names["machine"].log_prob(states, query)
+
+
 def test_the_pages_it_links_to_exist() -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", PAGE.read_text(encoding="utf-8"))
     assert len(links) > 4

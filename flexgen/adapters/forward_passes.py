@@ -44,6 +44,7 @@ def logits_at(
     vocabulary_size: int,
     max_tokens: int,
     count: ForwardCount,
+    hidden: bool = False,
 ) -> Tensor:
     """The network's logits at some places of some rows, float32 or finer ``[P, K]``, on the device of `ids`.
 
@@ -56,6 +57,7 @@ def logits_at(
         vocabulary_size: V.
         max_tokens: rows times length of a batch; at least one row is taken.
         count: is added to.
+        hidden: the states of the last hidden layer instead, ``[P, D]``; `columns` are not read.
     """
     rows, places = at
     first, copy_of = _distinct(torch.cat([lengths[:, None], ids], 1))
@@ -67,14 +69,18 @@ def logits_at(
     device = next(network.parameters()).device
     columns = columns.to(device)
     budget = min(max_tokens, _LOGITS_AT_ONCE // vocabulary_size)
-    parts = [ids.new_zeros(0, len(columns), dtype=torch.float32)]
+    extra = {"output_hidden_states": True} if hidden else {}
+    width = int(getattr(getattr(network, "config", None), "hidden_size", 0)) if hidden else len(columns)
+    parts = [ids.new_zeros(0, width, dtype=torch.float32)]
     with evaluating(network):
         for batch in _batches(lengths.tolist(), budget):
             length = int(lengths[batch.stop - 1])
             first, last = torch.searchsorted(sorted_source, sorted_source.new_tensor([batch.start, batch.stop]))
             answers = by_source[first:last]
             attended = torch.arange(length, device=ids.device) < lengths[batch, None]  # [b, L]
-            output = network(input_ids=ids[batch, :length].to(device), attention_mask=attended.long().to(device))
+            output = network(
+                input_ids=ids[batch, :length].to(device), attention_mask=attended.long().to(device), **extra
+            )
             if getattr(output, "logits", None) is None:
                 raise FlexgenError(
                     "model",
@@ -82,7 +88,10 @@ def logits_at(
                     "Pass a masked language model, as AutoModelForMaskedLM loads it.",
                 )
             row, place = (source[answers] - batch.start).to(device), places[answers].to(device)
-            chosen = output.logits[row[:, None], place[:, None], columns]  # [p, K]
+            if hidden:
+                chosen = output.hidden_states[-1][row, place]  # [p, D]
+            else:
+                chosen = output.logits[row[:, None], place[:, None], columns]  # [p, K]
             parts.append(_at_least_float32(chosen).to(ids.device))
             count.rows += len(attended)
             count.batches += 1

@@ -265,11 +265,7 @@ class MaskedLanguageModel(nn.Module, MarginalConditional):
             QueryError: a query over another number of sites.
             SpaceError: observed values outside the space, or an absent site before the end of its row.
         """
-        if query.num_sites != self.num_sites:
-            problem = f"is over {query.num_sites} sites, but the model's rows have {self.num_sites}"
-            raise QueryError("query", problem, "Ask about these, or use mlm.resized(num_sites).")
-        query = query.expand(len(x))
-        self.space.validate(x, where=query.observed)
+        query = self._checked_query(x, query)
         codes = torch.where(query.observed, x, 0).long()  # nothing unobserved is read
         lengths = self._lengths(codes)
         asking = query.target.any(-1).nonzero().flatten()
@@ -296,6 +292,37 @@ class MaskedLanguageModel(nn.Module, MarginalConditional):
                 absent = torch.where(unobserved, -math.inf, 0.0)[..., None].to(log_probs)
                 log_probs = torch.cat([log_probs, absent], -1)  # [B, N, K + 1]
         return CategoricalMarginals(log_probs)
+
+    def _checked_query(self, x: Tensor, query: Query) -> Query:
+        if query.num_sites != self.num_sites:
+            problem = f"is over {query.num_sites} sites, but the model's rows have {self.num_sites}"
+            raise QueryError("query", problem, "Ask about these, or use mlm.resized(num_sites).")
+        query = query.expand(len(x))
+        self.space.validate(x, where=query.observed)
+        return query
+
+    def features(self, x: Tensor, query: Query) -> Tensor:
+        """The last hidden layer at every site, ``[B, N, D]``, float32 or finer; zero at absent sites.
+
+        The network sees what `marginals` shows it: observed tokens, and masks at all other sites. Every row is
+        evaluated. A network that does not name ``config.hidden_size`` cannot serve a batch without rows.
+        """
+        query = self._checked_query(x, query)
+        codes = torch.where(query.observed, x, 0).long()  # nothing unobserved is read
+        lengths = self._lengths(codes)
+        row, site = (torch.arange(self.num_sites, device=x.device) < lengths[:, None]).nonzero(as_tuple=True)
+        with contextlib.nullcontext() if self.differentiable else torch.no_grad():
+            found = logits_at(
+                self.model,
+                *self._ids(codes, query.observed, lengths),
+                (row, site + len(self.alphabet.before)),
+                self.alphabet.ids,
+                vocabulary_size=self._vocabulary_size,
+                max_tokens=self.max_tokens,
+                count=self.forwards,
+                hidden=True,
+            )
+            return found.new_zeros(*x.shape, found.shape[-1]).index_put((row, site), found)
 
     @staticmethod
     def _placed(log_probs: Tensor, row: Tensor, place: Tensor, shape: torch.Size) -> Tensor:

@@ -291,3 +291,21 @@ def test_queries_over_another_number_of_sites_are_refused() -> None:
             answer(x, query)
     with pytest.raises(QueryError, match=r"^observed: has shape \(5,\)\. Pass booleans \[N\] = \[4\]"):
         mlm.rest(x, torch.ones(5, dtype=torch.bool))
+
+
+def test_features_are_the_last_hidden_layer() -> None:
+    mlm = tiny(4)
+    x = torch.tensor([[0, 1, 2, 0], [2, 2, 1, 0]])
+    query = Query.of([1], [0, 3], num_sites=4)
+    found = mlm.features(x, query)
+    cut = tokenizer()
+    for row, words in enumerate(["A [MASK] [MASK] A", "C [MASK] [MASK] A"]):
+        words = words.replace("A", LETTERS[0]).replace("C", LETTERS[2])
+        with torch.no_grad():
+            output = network()(**cut(words, return_tensors="pt"), output_hidden_states=True)
+        torch.testing.assert_close(found[row], output.hidden_states[-1][0, 1:-1], atol=1e-10, rtol=0)
+    longer = tiny(4, variable_length=True)
+    short = torch.tensor([[0, 1, longer.absent_code, longer.absent_code]])
+    features = longer.features(short, longer.rest(short))
+    assert (features[0, 2:] == 0).all()
+    torch.testing.assert_close(features[:, :2], tiny(2).features(short[:, :2], Query.of([0, 1], num_sites=2)))
