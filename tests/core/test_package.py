@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-import os
 import pickle
 import subprocess
 import sys
