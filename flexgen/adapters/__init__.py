@@ -2,17 +2,7 @@
 
 from __future__ import annotations
 
-from flexgen._lazy import lazily
+from flexgen._lazy import attach_stub
 
-# Public name -> module that holds it. Loaded on first use, since each needs its own extra.
-_MODULE_OF: dict[str, str] = {
-    "AMINO_ACIDS": "flexgen.adapters.antibodies",
-    "ForwardCount": "flexgen.adapters.forward_passes",
-    "MaskedLanguageModel": "flexgen.adapters.transformers_mlm",
-    "TokenAlphabet": "flexgen.adapters.token_alphabet",
-    "antiberty": "flexgen.adapters.antibodies",
-}
-
-__all__ = sorted(_MODULE_OF)
-
-__getattr__, __dir__ = lazily(__name__, __all__, _MODULE_OF)
+# The names are those of __init__.pyi, loaded on first use, since each needs its own extra.
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

@@ -2,22 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from flexgen._lazy import attach_stub
 
-from flexgen._lazy import lazily
-
-if TYPE_CHECKING:
-    from flexgen.networks.frame_unet import FrameUNet as FrameUNet
-    from flexgen.networks.frames import FeatureCache as FeatureCache
-    from flexgen.networks.residual_mlp import ResidualMLP as ResidualMLP
-
-# Loaded on first use: a UNet brings diffusers with it, which takes seconds.
-_MODULE_OF = {
-    "FeatureCache": "flexgen.networks.frames",
-    "FrameUNet": "flexgen.networks.frame_unet",
-    "ResidualMLP": "flexgen.networks.residual_mlp",
-}
-
-__all__ = sorted(_MODULE_OF)
-
-__getattr__, __dir__ = lazily(__name__, __all__, _MODULE_OF)
+# The names are those of __init__.pyi, loaded on first use: a UNet brings diffusers with it, which takes seconds.
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

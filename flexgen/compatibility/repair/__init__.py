@@ -2,23 +2,7 @@
 
 from __future__ import annotations
 
-from flexgen._lazy import lazily
+from flexgen._lazy import attach_stub
 
-# Public name -> module that holds it. Loaded on first use.
-_MODULE_OF: dict[str, str] = {
-    "ConsistencyPenalty": "flexgen.compatibility.repair.penalty",
-    "EnergyModel": "flexgen.energy.joints",
-    "FiniteJoint": "flexgen.energy.joints",
-    "OrderEnsemble": "flexgen.energy.orders",
-    "Penalised": "flexgen.compatibility.repair.penalty",
-    "PottsNetwork": "flexgen.energy.joints",
-    "RandomScan": "flexgen.compatibility.repair.scan_gain",
-    "TableEnergy": "flexgen.energy.joints",
-    "TargetedPseudoLikelihood": "flexgen.compatibility.repair.distillation",
-    "distil": "flexgen.compatibility.repair.distillation",
-    "random_scan": "flexgen.compatibility.repair.scan_gain",
-}
-
-__all__ = sorted(_MODULE_OF)
-
-__getattr__, __dir__ = lazily(__name__, __all__, _MODULE_OF)
+# The names are those of __init__.pyi, loaded on first use.
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

@@ -1,0 +1,9 @@
+from .backbone import VideoBackbone as VideoBackbone
+from .fit import BackboneSettings as BackboneSettings
+from .fit import fit_backbone as fit_backbone
+from .fit import pixel_scale as pixel_scale
+from .objective import FrameDenoising as FrameDenoising
+from .process import NoiseProcess as NoiseProcess
+from .process import PixelScale as PixelScale
+from .sampling import WindowSampler as WindowSampler
+from .storage import FrameStore as FrameStore
