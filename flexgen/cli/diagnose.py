@@ -52,7 +52,7 @@ def run(config: DictConfig) -> None:
     from flexgen.diagnosis import diagnose
 
     model = load_model(chosen.model)
-    data = read_input(chosen.input, argument="input")
+    data = read_input(chosen.input, argument="input", model=model)
     options: dict[str, Any] = {
         "budget": int(chosen.budget) if chosen.budget.isdigit() else chosen.budget,
         "sites": chosen.sites,

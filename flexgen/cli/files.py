@@ -91,8 +91,13 @@ def require_model(path: Path) -> Path:
     raise DataError("model", f"{str(path)!r} holds no model", "Pass a folder that flexgen train wrote.")
 
 
-def read_input(path: Path, *, argument: str) -> pd.DataFrame:
+def read_input(path: Path, *, argument: str, model: TableModel | None = None) -> pd.DataFrame:
     """The table of a file.
+
+    Args:
+        path: of the file.
+        argument: named in errors.
+        model: its columns distinguish levels such as ``"2"`` from numbers, which a text file does not.
 
     Raises:
         DataError: what the file holds is no table of its suffix.
@@ -100,12 +105,18 @@ def read_input(path: Path, *, argument: str) -> pd.DataFrame:
     from flexgen.data.tables import read_table
 
     try:
-        return read_table(path)
+        table = read_table(path)
     except FlexgenError as error:
         raise DataError(argument, error.problem, error.fix) from error
     except (ValueError, OSError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise DataError(argument, f"{str(path)!r} cannot be read: {reason}", "Check the file.") from error
+    for column in () if model is None else model.schema.columns:
+        if column.name in table and table[column.name].dtype.kind in "iuf":
+            text = table[column.name].convert_dtypes().astype("string").astype(object)  # 2.0 beside gaps is "2"
+            if set(text.dropna()) <= set(column.levels):
+                table[column.name] = text
+    return table
 
 
 def read_source(config: DictConfig) -> pd.DataFrame:

@@ -55,7 +55,7 @@ def run(config: DictConfig) -> None:
     require_model(chosen.model)
     require_file(chosen.input, argument="input")
     model = load_model(chosen.model)
-    df = read_input(chosen.input, argument="input")
+    df = read_input(chosen.input, argument="input", model=model)
     filled = model.impute(
         df,
         method=chosen.method,

@@ -11,15 +11,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from pandas.testing import assert_frame_equal
 
+import flexgen as fg
 from flexgen import saving
-from flexgen.cli.files import write_table
+from flexgen.cli.files import read_input, write_table
 from flexgen.cli.main import main
 from flexgen.cli.train_video import LOG
 from flexgen.cli.training_folder import MODEL_FILES
 from flexgen.compatibility import Report
 from flexgen.data.tables import load_table, read_table
+from flexgen.errors import DataError
 from flexgen.saving import MANIFEST
 from flexgen.tables.checkpoint import TABLE_FILES
 from flexgen.tables.network import TableLikelihood
@@ -346,3 +349,20 @@ def test_commands_that_write_tables_take_the_request():
     assert main(["sample", "model=model", "output=rows_safe.csv", "num_rows=3", "spreadsheet_safe=true"]) == 0
     assert main(["sample", "model=model", "output=rows_plain.csv", "num_rows=3"]) == 0
     assert Path("rows_safe.csv").read_bytes() == Path("rows_plain.csv").read_bytes()
+
+
+def test_levels_that_look_like_numbers_are_read_as_levels(tmp_path: Path) -> None:
+    """``sex`` of the diabetes table has the levels "1" and "2"; a text file says 1 and 2, beside gaps 1.0 and 2.0."""
+    df = fg.data.load_table("diabetes")[["age", "sex", "bmi"]][:60]
+    model = fg.TableModel.fit(df, settings=fg.TableSettings(small_steps=10), progress=False)
+    gaps = df.astype({"sex": object})
+    gaps.loc[gaps.index[::7], "sex"] = None
+    for written in (df, gaps):
+        written.to_csv(tmp_path / "rows.csv", index=False)
+        read = read_input(tmp_path / "rows.csv", argument="input", model=model)
+        expected = model.schema.encode(written)
+        torch.testing.assert_close(model.schema.encode(read), expected, equal_nan=True)
+    unknown = df.assign(sex=3)
+    unknown.to_csv(tmp_path / "rows.csv", index=False)
+    with pytest.raises(DataError, match=r"holds the level .*3.*Known levels are '1', '2'"):
+        model.schema.encode(read_input(tmp_path / "rows.csv", argument="input", model=model))
