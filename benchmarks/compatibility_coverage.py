@@ -3,11 +3,11 @@
     python -m benchmarks.compatibility_coverage [--replicates 40] [--budgets 400 2500] [--quick]
 
 A network over nine binary sites whose exact answers have a joint, beside which a gap is planted: in every context
-(dense), or in one of four, eight or sixteen (sparse; the last two, three or four sites say which). Data rows are drawn from its law
-anew in each replicate, and the whole diagnosis is made. The truth is the mean over 60 000 draws of contexts, or over all
-states. Printed by effect and budget: data rows, coverage of the default interval and of Student's t, and how often the
-effect is called equivalent within a margin just below its mean (false equivalence), by verdict and by an interval of
-Student's t alone.
+(dense), or in those in which the last two, three or four sites are all one (sparse). Data rows are drawn from its law
+anew in each replicate, and the whole diagnosis is made. The truth is the mean over 60 000 draws of contexts, or over
+all states. Printed by effect and budget: data rows, coverage of the default interval and of Student's t, and how often
+the effect is called equivalent within a margin just below its mean (false equivalence), by verdict and by an interval
+of Student's t alone.
 """
 
 from __future__ import annotations
@@ -133,7 +133,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                     flush=True,
                 )
     print(
-        f"\nLeast coverage {least:.2f}, most false equivalence {most:.2f}; {time.process_time() - began:.0f} processor seconds"
+        f"\nLeast coverage {least:.2f}, most false equivalence {most:.2f}; "
+        f"{time.process_time() - began:.0f} processor seconds"
     )
 
 
