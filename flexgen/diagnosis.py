@@ -208,7 +208,7 @@ def diagnose(
     if len(omitted) == len(plans) and (exact_to is None or len(subject.order)):
         raise too_small(omitted)
     if dry_run:
-        return Forecast.of(title, len(x), plans, answers, sample, there)
+        return Forecast.of(title, len(x), plans, answers, sample, there, left)
     deadline = math.inf if seconds is None else started + seconds
     found = measurement.measure(follow, subject, plans, forwards=left, deadline=deadline)
     if deadline == math.inf:

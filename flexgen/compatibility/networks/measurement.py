@@ -338,15 +338,27 @@ class Forecast:
 
     @classmethod
     def of(
-        cls, model: str, num_data: int, plans: Mapping[str, Plan], answers: SiteAnswers, x: Tensor, present: Tensor
+        cls,
+        model: str,
+        num_data: int,
+        plans: Mapping[str, Plan],
+        answers: SiteAnswers,
+        x: Tensor,
+        present: Tensor,
+        left: int,
     ) -> Forecast:
-        """By the plans, and a pilot in the data rows x ``[R, N]``; what the checks took so far is counted."""
+        """By the plans, and a pilot in the data rows x ``[R, N]``.
+
+        What the checks took so far is counted. Of the `left` rows of the budget, those that no plan takes go to further
+        data rows, if there are any.
+        """
         taken = answers.cost
         steps = tuple((name, plan.forwards, plan.what) for name, plan in plans.items() if len(plan.rows))
         ahead = sum(forwards for _, forwards, _ in steps)
         rate = _rate(answers, x, present, _PILOT_SECONDS, most=max(ahead // 20, 8)) if ahead else math.inf
         omitted = tuple(name for name, plan in plans.items() if not len(plan.rows))
-        return cls(model, num_data, taken.forwards + ahead, taken.seconds + ahead / rate, steps, omitted)
+        most = left if ahead else 0
+        return cls(model, num_data, taken.forwards + most, taken.seconds + most / rate, steps, omitted)
 
     def __str__(self) -> str:
         lines = [
@@ -356,7 +368,8 @@ class Forecast:
         width = max((len(name) for name, _, _ in self.steps), default=0)
         lines += [f"  {name:{width}}  {forwards:>9,}  {what}" for name, forwards, what in self.steps]
         others = self.forwards - sum(forwards for _, forwards, _ in self.steps)
-        lines += [f"  {'checks':{width}}  {others:>9,}  whether answers are conditionals; what rounding does"]
+        what = "whether answers are conditionals; what rounding does; further data rows with what is left"
+        lines += [f"  {'others':{width}}  {others:>9,}  {what}"]
         lines += [f"  {name}: the budget is too small" for name in self.omitted]
         return "\n".join(lines)
 
