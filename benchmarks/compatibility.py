@@ -1,6 +1,6 @@
 """The figures of the compatibility package, part by part.
 
-    python -m benchmarks.compatibility exact null power repair
+    python -m benchmarks.compatibility exact null power coverage repair
     python -m benchmarks.compatibility antiberty              # needs extras
 
 Each part is a module ``benchmarks/compatibility_<part>.py`` with its own options and page of help:
@@ -13,7 +13,7 @@ import argparse
 import importlib
 import importlib.util
 
-PARTS = ("exact", "null", "power", "repair", "antiberty")
+PARTS = ("exact", "null", "power", "coverage", "repair", "antiberty")
 
 
 def main() -> None:

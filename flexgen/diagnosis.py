@@ -208,9 +208,9 @@ def diagnose(
     if len(omitted) == len(plans) and (exact_to is None or len(subject.order)):
         raise too_small(omitted)
     if dry_run:
-        return Forecast.of(title, len(x), plans, answers, sample, there)
+        return Forecast.of(title, len(x), plans, answers, sample, there, left)
     deadline = math.inf if seconds is None else started + seconds
-    found = measurement.measure(follow, subject, plans, deadline=deadline)
+    found = measurement.measure(follow, subject, plans, forwards=left, deadline=deadline)
     if deadline == math.inf:
         assert answers.cost.forwards <= forwards
     if omitted and not found.effects and len(subject.order):
@@ -219,7 +219,7 @@ def diagnose(
     if not checked:
         caveats = ("Not checked: whether answers sum to 1, repeat, and leave unobserved sites unread.", *caveats)
     digests = {
-        effect: _digest(subject, plans[entry.name])
+        effect: _digest(subject, found.plans.get(entry.name, [plans[entry.name]]))
         for entry in follow
         if entry.name in plans
         for effect in entry.effects
@@ -371,15 +371,17 @@ def _context(conditional: Conditional) -> Callable[[Tensor], str]:
     return (lambda _: "") if decode is None else (lambda row: decode(row[None])[0])
 
 
-def _digest(subject: Subject, plan: Plan) -> str:
-    """What was looked at: data rows, their values, and a plan's choices."""
+def _digest(subject: Subject, plans: Sequence[Plan]) -> str:
+    """What was looked at: data rows, their values, and the plans' choices."""
     found = hashlib.blake2b(digest_size=16)
-    choices = plan.choices if isinstance(plan.choices, tuple) else (plan.choices,)
-    for part in (plan.rows, subject.x[plan.rows.to(subject.x.device)], *choices):
-        if isinstance(part, Tensor):
-            found.update(repr((tuple(part.shape), part.dtype)).encode() + part.cpu().contiguous().numpy().tobytes())
-        else:
-            found.update(repr(part).encode())
+    for plan in plans:
+        choices = plan.choices if isinstance(plan.choices, tuple) else (plan.choices,)
+        for part in (plan.rows, subject.x[plan.rows.to(subject.x.device)], *choices):
+            if isinstance(part, Tensor):
+                found.update(repr((tuple(part.shape), part.dtype)).encode())
+                found.update(part.cpu().contiguous().numpy().tobytes())
+            else:
+                found.update(repr(part).encode())
     return found.hexdigest()
 
 

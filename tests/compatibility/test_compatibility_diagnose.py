@@ -42,7 +42,7 @@ def some_rows(number: int = 80) -> torch.Tensor:
 
 def same(a: Report, b: Report, tolerance: float = 0.0) -> bool:
     return list(a.effects) == list(b.effects) and all(
-        torch.allclose(x.values, y.values, atol=tolerance, rtol=tolerance) and torch.equal(x.rows, y.rows)
+        torch.equal(x.rows, y.rows) and torch.allclose(x.values, y.values, atol=tolerance, rtol=tolerance)
         for x, y in zip(a.effects.values(), b.effects.values(), strict=True)
     )
 

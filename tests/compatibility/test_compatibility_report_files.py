@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import resource
 from pathlib import Path
 
@@ -182,7 +183,8 @@ def test_a_forecast_says_what_will_be_looked_at(budget: int) -> None:
     assert forecast.seconds > 0
     by_name = {name: what for name, _, what in forecast.steps}
     gaps = report.effects["rectangle gap"]
-    assert f"of {gaps.num_rows} data rows" in by_name["rectangles"]
+    planned = int(re.search(r"(\d+) data rows", by_name["rectangles"])[1])  # type: ignore[index]
+    assert 0 < planned <= gaps.num_rows  # and further ones, where plans leave something
     assert {f"Not measured: {name}. The budget is too small." for name in forecast.omitted} <= set(report.caveats)
     assert f"{forecast.forwards:,} rows" in str(forecast)
 

@@ -409,6 +409,7 @@ class BlockDiagnostic(Diagnostic):
         "block scan divergence": "where Gibbs scans over a few sites settle, their order changed: total variation"
     }
     share = 0.1
+    extends = False  # blocks may have another size
     if_nothing = "Scans of them settle in several classes of states."
 
     def applies(self, subject: Subject) -> bool:

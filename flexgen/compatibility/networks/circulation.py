@@ -225,7 +225,7 @@ def _spread(noise: Tensor, valid: Tensor) -> Tensor:
     return filled + over_a + over_b + everywhere
 
 
-_MOST_ROWS = 256
+_MOST_ROWS = 1024
 
 
 class CirculationDiagnostic(Diagnostic):

@@ -22,6 +22,7 @@ follow that list, so that a diagnostic of your own is a class and an entry::
 from __future__ import annotations
 
 import abc
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -60,6 +61,7 @@ class Subject:
         seed: of all choices and draws.
         label: of a value of a site, such as a token or a category's name.
         context: a data row ``[N]`` in words, where the model has any.
+        further: whether other data rows were measured before, and these take what is left of the budget.
     """
 
     answers: SiteAnswers
@@ -73,10 +75,17 @@ class Subject:
     seed: int
     label: Callable[[int, float], str] = lambda _, value: f"{value:.4g}"
     context: Callable[[Tensor], str] = lambda _: ""
+    further: bool = False
 
     def rows(self, numbers: Tensor) -> Tensor:
         """The data rows of these numbers, on the model's device."""
         return self.x[numbers.to(self.x.device)].to(self.pool.device)
+
+    def among(self, order: Tensor) -> Subject:
+        """The same with these data rows alone, int64, in this order; choices and draws are others."""
+        other = dataclasses.replace(self, seed=rng.key(self.seed, "among", int(order[0])), further=True)
+        other.__dict__["order"] = order  # as the cached property keeps it
+        return other
 
     @functools.cached_property
     def order(self) -> Tensor:
@@ -205,12 +214,14 @@ class Diagnostic(abc.ABC):
         name: used in budgets and caveats.
         effects: name of each effect that it reports -> its meaning in one sentence.
         share: its part of the budget, relative to that of the others.
+        extends: whether what it finds in further data rows can be added to what it found before.
         if_nothing: why it may find no value although it was planned; a sentence for the report.
     """
 
     name: ClassVar[str]
     effects: ClassVar[Mapping[str, str]]
     share: ClassVar[float] = 0.1
+    extends: ClassVar[bool] = True
     if_nothing: ClassVar[str] = ""
 
     def applies(self, subject: Subject) -> bool:  # noqa: ARG002

@@ -59,6 +59,8 @@ _PILOT_ROWS = 256
 _PILOT_SECONDS = 1.0
 _FIRST_ROWS = 2  # of a diagnostic that is timed; each further piece has twice as many
 _MOST_EXAMPLES = 5
+_MOST_ROUNDS = 4  # of plans for what is left of the budget
+_LEAST_LEFT = 16  # one part in so many is not worth another round
 
 
 def now() -> float:
@@ -171,6 +173,7 @@ class Measured:
     examples: list[Example] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     notes: dict[str, None] = field(default_factory=dict)
+    plans: dict[str, list[Plan]] = field(default_factory=dict)
 
     def take(self, found: Found, rows: Tensor) -> None:
         """Adds what was found in these data rows, int64 ``[R']``."""
@@ -189,9 +192,18 @@ class Measured:
 
 
 def measure(
-    diagnostics: Sequence[Diagnostic], subject: Subject, plans: Mapping[str, Plan], *, deadline: float = math.inf
+    diagnostics: Sequence[Diagnostic],
+    subject: Subject,
+    plans: Mapping[str, Plan],
+    *,
+    forwards: float = 0,
+    deadline: float = math.inf,
 ) -> Measured:
-    """Follows the plans, up to a deadline of the clock `now`.
+    """Follows the plans, up to a deadline of the clock `now`, and spends what they leave on further data rows.
+
+    Plans count rows before any is evaluated. Many turn out to be the same, and a diagnostic may find that the model
+    refuses it: what is left of `forwards` rows (rounded down to a power of two, so that like models get like plans) is
+    shared anew by those that can use it, in data rows that they have not seen.
 
     Where there is a deadline, data rows are taken in pieces of twice as many each time, until the next would end after
     the diagnostic's share of the time. An error of the model ends a diagnostic, and no more than that.
@@ -201,30 +213,68 @@ def measure(
         out.skipped += [
             f"Not measured: {name}. The budget is too small." for name, plan in plans.items() if not len(plan.rows)
         ]
-    planned = [entry for entry in diagnostics if entry.name in plans and len(plans[entry.name].rows)]
-    for k, entry in enumerate(planned):
-        plan, left = plans[entry.name], sum(other.share for other in planned[k:])
-        before = subject.answers.cost.forwards
-        until = deadline if deadline == math.inf else now() + (deadline - now()) * entry.share / left
-        try:
-            for part in _pieces(len(plan.rows), until, deadline):
-                rows = plan.rows[part]
-                out.take(entry.measure(subject, subject.rows(rows), plan, part), rows)
-        except FlexgenError as error:
-            out.skipped.append(
-                f"Not measured: {entry.name}. The model refuses the query ({error.argument}: {error.problem})."
-            )
-            continue
-        if (spent := subject.answers.cost.forwards - before) > plan.forwards:
-            problem = (
-                f"hold {entry.name!r}, which took {spent} rows through the network and had planned {plan.forwards}"
-            )
-            raise FlexgenError("diagnostics", problem, "Let its plan() count every row, or look at less.")
-        if entry.if_nothing and not any(len(out.effects.get(name, ())) for name in entry.effects):
-            out.skipped.append(f"Not measured: {entry.name}. {entry.if_nothing}")
+    started, can = subject.answers.cost.forwards, set(plans)
+    for number in range(_MOST_ROUNDS):
+        planned = [entry for entry in diagnostics if entry.name in can & plans.keys() and len(plans[entry.name].rows)]
+        for k, entry in enumerate(planned):
+            share = entry.share / sum(other.share for other in planned[k:])
+            until = deadline if deadline == math.inf else now() + (deadline - now()) * share
+            try:
+                _follow(entry, subject, plans[entry.name], until, deadline, out)
+            except _Refused as error:
+                can.discard(entry.name)
+                out.skipped.append(f"Not measured: {entry.name}. The model refuses the query ({error}).")
+                continue
+            out.plans.setdefault(entry.name, []).append(plans[entry.name])
+            if entry.if_nothing and not any(len(out.effects.get(name, ())) for name in entry.effects):
+                can.discard(entry.name)
+                out.skipped.append(f"Not measured: {entry.name}. {entry.if_nothing}")
+        left = forwards - (subject.answers.cost.forwards - started)
+        if left < max(forwards / _LEAST_LEFT, 1) or now() >= deadline:
+            break
+        again = [entry for entry in diagnostics if entry.extends and entry.name in out.plans and entry.name in can]
+        plans = _further(again, subject, out.plans, 2.0 ** math.floor(math.log2(left)), number + 1)
     order = {name: place for place, name in enumerate(name for entry in diagnostics for name in entry.effects)}
     out.effects = dict(sorted(out.effects.items(), key=lambda item: order.get(item[0], len(order))))
     return out
+
+
+class _Refused(Exception):
+    """A model that does not answer a query."""
+
+
+def _follow(entry: Diagnostic, subject: Subject, plan: Plan, until: float, deadline: float, out: Measured) -> None:
+    before = subject.answers.cost.forwards
+    try:
+        for part in _pieces(len(plan.rows), until, deadline):
+            rows = plan.rows[part]
+            out.take(entry.measure(subject, subject.rows(rows), plan, part), rows)
+    except FlexgenError as error:
+        raise _Refused(f"{error.argument}: {error.problem}") from error
+    if (spent := subject.answers.cost.forwards - before) > plan.forwards:
+        problem = f"hold {entry.name!r}, which took {spent} rows through the network and had planned {plan.forwards}"
+        raise FlexgenError("diagnostics", problem, "Let its plan() count every row, or look at less.")
+
+
+def _further(
+    diagnostics: Sequence[Diagnostic],
+    subject: Subject,
+    before: Mapping[str, Sequence[Plan]],
+    forwards: float,
+    number: int,
+) -> dict[str, Plan]:
+    """Plans for data rows that each diagnostic has not seen; none where it has seen all."""
+    plans, there = {}, []
+    for entry in diagnostics:
+        seen = torch.cat([plan.rows for plan in before[entry.name]])
+        order = subject.order[~torch.isin(subject.order, seen)]
+        if len(order):
+            there.append((entry, subject.among(order)))
+    total = sum(entry.share for entry, _ in there)
+    for entry, rest in there:
+        source = rng.stream(subject.seed, "plan", entry.name, number)
+        plans[entry.name] = entry.plan(rest, forwards * entry.share / total, source)
+    return plans | {entry.name: Plan.nothing() for entry in diagnostics if entry.name not in plans}
 
 
 def _pieces(num_rows: int, until: float, deadline: float) -> Iterator[slice]:
@@ -288,15 +338,27 @@ class Forecast:
 
     @classmethod
     def of(
-        cls, model: str, num_data: int, plans: Mapping[str, Plan], answers: SiteAnswers, x: Tensor, present: Tensor
+        cls,
+        model: str,
+        num_data: int,
+        plans: Mapping[str, Plan],
+        answers: SiteAnswers,
+        x: Tensor,
+        present: Tensor,
+        left: int,
     ) -> Forecast:
-        """By the plans, and a pilot in the data rows x ``[R, N]``; what the checks took so far is counted."""
+        """By the plans, and a pilot in the data rows x ``[R, N]``.
+
+        What the checks took so far is counted. Of the `left` rows of the budget, those that no plan takes go to further
+        data rows, if there are any.
+        """
         taken = answers.cost
         steps = tuple((name, plan.forwards, plan.what) for name, plan in plans.items() if len(plan.rows))
         ahead = sum(forwards for _, forwards, _ in steps)
         rate = _rate(answers, x, present, _PILOT_SECONDS, most=max(ahead // 20, 8)) if ahead else math.inf
         omitted = tuple(name for name, plan in plans.items() if not len(plan.rows))
-        return cls(model, num_data, taken.forwards + ahead, taken.seconds + ahead / rate, steps, omitted)
+        most = left if ahead else 0
+        return cls(model, num_data, taken.forwards + most, taken.seconds + most / rate, steps, omitted)
 
     def __str__(self) -> str:
         lines = [
@@ -306,7 +368,8 @@ class Forecast:
         width = max((len(name) for name, _, _ in self.steps), default=0)
         lines += [f"  {name:{width}}  {forwards:>9,}  {what}" for name, forwards, what in self.steps]
         others = self.forwards - sum(forwards for _, forwards, _ in self.steps)
-        lines += [f"  {'checks':{width}}  {others:>9,}  whether answers are conditionals; what rounding does"]
+        what = "whether answers are conditionals; what rounding does; further data rows with what is left"
+        lines += [f"  {'others':{width}}  {others:>9,}  {what}"]
         lines += [f"  {name}: the budget is too small" for name in self.omitted]
         return "\n".join(lines)
 

@@ -276,7 +276,7 @@ def _without(observed: Tensor, sites: Tensor) -> Tensor:
     return observed.scatter(1, sites[:, None], False)
 
 
-_FEWEST_ROWS, _ENOUGH_ROWS, _MOST_ROWS = 10, 32, 1024  # clusters of an interval
+_ENOUGH_ROWS, _MOST_ROWS = 40, 1024  # clusters of an interval
 _MOST_NAMES, _MOST_POINTS, _MOST_EXAMPLES = 24, 4000, 5
 
 
@@ -293,7 +293,7 @@ class RectangleDiagnostic(Diagnostic):
         return float(_alone(subject).min())
 
     def plan(self, subject: Subject, forwards: float, source: torch.Generator) -> Plan:
-        """All pairs if 10 rows of them can be had, otherwise random pairs of each row's own, in 32 rows or fewer.
+        """All pairs if 40 rows of them can be had, otherwise random pairs of each row's own, in 40 rows or fewer.
 
         Were they the same in all rows, intervals clustered by row would miss how pairs differ.
         """
@@ -306,7 +306,7 @@ class RectangleDiagnostic(Diagnostic):
         if not most_rows or float(_alone(subject).min()) > forwards + 1e-9:
             return Plan.nothing()
         whole = cost(num_pairs, torch.arange(num_pairs))
-        if min(_FEWEST_ROWS, most_rows) * whole <= forwards:
+        if min(_ENOUGH_ROWS, most_rows) * whole <= forwards:
             rows = order[: min(_MOST_ROWS, int(forwards / whole))]
             what = f"all {num_pairs} pairs in each of {len(rows)} data rows"
             return Plan(rows, int(len(rows) * whole), what, pairs, num_pairs)
@@ -318,6 +318,8 @@ class RectangleDiagnostic(Diagnostic):
             of_row = tuple(pairs[chosen[:number]] for chosen in orders[:num_rows])
             what = f"{number} of {num_pairs} pairs, drawn anew in each of {num_rows} data rows"
             return Plan(order[:num_rows], int(spent[num_rows - 1]), what, of_row, num_pairs)
+        if subject.further:  # one pair more than others would count for more than others
+            return Plan.nothing()
         alone = _alone(subject)
         best = int(alone.argmin())
         rows = order[: int(forwards / float(alone[best]) + 1e-9)]
