@@ -336,7 +336,7 @@ def test_sites_margin_and_kinds_of_data() -> None:
     ("arguments", "options", "error", "text"),
     [
         ((object(), None), {}, FlexgenError, "model: is an object. Pass a TableModel or a Conditional"),
-        ((GaussianConditionals(torch.zeros(2, 2), torch.ones(2)), None), {}, FlexgenError, "Ask check_gaussian or"),
+        ((GaussianConditionals(torch.zeros(2, 2), torch.ones(2)), None), {}, FlexgenError, "Use check_gaussian or"),
         ((planted(), some_rows(1)), {}, DataError, r"data: has 1 row\(s\)"),
         ((planted(), [[1, 0]]), {}, DataError, "data: is a list"),
         ((planted(), np.zeros(6)), {}, DataError, r"data: has shape \(6,\)"),
