@@ -4,7 +4,7 @@
 
 A network over nine binary sites whose exact answers have a joint, beside which a gap is planted: in every context
 (dense), or in those in which the last two, three or four sites are all one (sparse). Data rows are drawn from its law
-anew in each replicate, and the whole diagnosis is made. The truth is the mean over 60 000 draws of contexts, or over
+anew in each replicate, and the whole diagnosis is made. The truth is the mean over 20 000 draws of contexts, or over
 all states. Printed by effect and budget: data rows, coverage of the default interval and of Student's t, and how often
 the effect is called equivalent within a margin just below its mean (false equivalence), by verdict and by an interval
 of Student's t alone.
@@ -71,7 +71,7 @@ def draws(model: Sparse, number: int, source: torch.Generator) -> Tensor:
 
 def truths(model: Sparse) -> dict[str, float]:
     """Mean effects over the population, by probability."""
-    answers, x = SiteAnswers(model), draws(model, 60_000, torch.Generator().manual_seed(99))
+    answers, x = SiteAnswers(model), draws(model, 20_000, torch.Generator().manual_seed(99))
     every = torch.combinations(torch.arange(NUM_SITES), 2)
     chosen = every[torch.randint(len(every), (len(x), 1), generator=torch.Generator().manual_seed(98))]
     states, p = model.space.states(), model.law.p.flatten()
