@@ -31,13 +31,18 @@ __all__ = [
     "key",
     "normal",
     "permutation",
+    "philox4x32",
     "resolve",
     "seed_from",
     "stream",
     "uniform",
 ]
 
+# The name of the streams' generator and layout: what is saved to go on bit for bit says it, and refuses another.
+GENERATOR = "philox4x32-10"
+
 _MASK63 = (1 << 63) - 1
+_MASK32 = (1 << 32) - 1
 
 
 def key(seed: int, *parts: int | str) -> int:
@@ -54,22 +59,21 @@ def stream(seed: int, *parts: int | str, device: torch.device | str = "cpu") -> 
 
 
 class Streams:
-    """One counter-based stream of random bits a row (SplitMix64 finalisers over seed, row name and counter).
+    """One stream of random bits a row, by Philox 4x32-10 (see `philox4x32`).
+
+    The generator's key is a hash of the seed; its counter is made of the row's name, of the number of the draw and of
+    the place within the draw. Hence every number is a function of these alone. Not for cryptography.
 
     Args:
         seed: any integer; see `key` for making one per purpose.
         rows: int64 ``[B]``, the rows' names, or their number; a row's numbers depend on its name, not its position.
-        counter: how many draws were made before; with `seed` and `rows` it is the whole state.
-
-    Source: finaliser constants of Stafford's variant 13 as used in SplitMix64 (Steele, Lea & Flood 2014). Not for
-    cryptography.
+        counter: how many draws were made before, below 2^32; with `seed` and `rows` it is the whole state.
     """
 
     def __init__(self, seed: int, rows: int | Tensor, *, counter: int = 0, device: torch.device | str = "cpu") -> None:
         self.seed = int(seed)
         self.rows = torch.arange(rows, device=device) if isinstance(rows, int) else rows.to(torch.int64)
         self.counter = int(counter)
-        self._base = _mix(_mix(self.rows * _GOLDEN + _signed(key(self.seed, "rows"))) + _signed(key(self.seed, "base")))
 
     @property
     def device(self) -> torch.device:
@@ -82,21 +86,102 @@ class Streams:
         """The streams of some rows, at the same counter; advance them in step with the whole."""
         return Streams(self.seed, self.rows[rows], counter=self.counter)
 
+    def fold_in(self, *parts: int | str | Tensor) -> Streams:
+        """Streams of their own for a part of the work, at counter 0; these streams stay where they are.
+
+        They depend on the seed, the rows' names and `parts`, not on what was drawn before. Different parts give
+        unrelated streams.
+
+        Args:
+            parts: numbers and words, the same for all rows; or tensors int64 ``[B]``, a number for each row.
+
+        >>> Streams(0, 8).fold_in("sweep", 17)  # doctest: +SKIP
+        """
+        names = [part for part in parts if not isinstance(part, Tensor)]
+        child = Streams(key(self.seed, "fold", *names), self.rows)
+        for part in parts:
+            if isinstance(part, Tensor):
+                if part.shape != self.rows.shape:
+                    fix = f"Pass one number for each stream, [{len(self)}]."
+                    raise FlexgenError("parts", f"hold a tensor of shape {tuple(part.shape)}", fix)
+                first, second, *_ = philox4x32((*_halves(part.long()), *_halves(child.rows)), _words(key(child.seed)))
+                child.rows = first | (second << 32)
+        return child
+
+    def fork(self, *parts: int | str) -> Streams:
+        """As `fold_in`, for the draw that would come next: another call gives other streams. Advances by one."""
+        self.counter += 1
+        return self.fold_in("fork", self.counter - 1, *parts)
+
     def state_dict(self) -> dict[str, object]:
         return {"seed": self.seed, "rows": self.rows.cpu(), "counter": self.counter}
 
     def bits(self, shape: Sequence[int]) -> Tensor:
         """Random int64 of `shape`, whose first dimension is the rows. Advances the counter by one."""
+        one, two, three, four = self._blocks(shape, numbers_a_block=2)
+        pairs = torch.stack([one | (two << 32), three | (four << 32)], -1)  # [B, n / 2, 2]
+        return _leading(pairs, shape)
+
+    def words(self, shape: Sequence[int]) -> Tensor:
+        """Random numbers of 32 bits as int64, otherwise as `bits` and at half the price."""
+        return _leading(torch.stack(self._blocks(shape, numbers_a_block=4), -1), shape)
+
+    def _blocks(self, shape: Sequence[int], *, numbers_a_block: int) -> tuple[Tensor, ...]:
         if not shape or shape[0] != len(self.rows):
             raise FlexgenError(
                 "generator",
                 f"has {len(self.rows)} streams, but {tuple(shape)} numbers were requested",
                 "Use one stream for each row of x.",
             )
-        places = torch.arange(math.prod(shape[1:]), device=self.device)
-        offset = _mix(places * _ODD + _signed(key(self.seed, "counter", self.counter)))  # [n]
+        assert 0 <= self.counter < 1 << 32, "the counter has 32 bits"
+        places = torch.arange(-(-math.prod(shape[1:]) // numbers_a_block), device=self.device)
+        draw = torch.tensor(self.counter, device=self.device)
+        low, high = _halves(self.rows[:, None])
         self.counter += 1
-        return _mix(self._base[:, None] ^ offset).view(*shape)
+        return philox4x32((places, draw, low, high), _words(key(self.seed, "philox")))  # [B, n / numbers_a_block] each
+
+
+def philox4x32(counter: Sequence[Tensor], key: tuple[int, int], *, rounds: int = 10) -> tuple[Tensor, ...]:
+    """Philox 4x32, a random function of a counter, as integer tensor operations on any device.
+
+    Args:
+        counter: four tensors of 32-bit numbers as int64, whose shapes broadcast.
+        key: two 32-bit numbers.
+        rounds: 10 pass all tests of TestU01; fewer are for tests.
+
+    Returns:
+        Four tensors of random 32-bit numbers as int64.
+
+    Source: Salmon, Moraes, Dror & Shaw (2011), *Parallel random numbers: as easy as 1, 2, 3*; agrees with the known
+    answers of their library Random123.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for number in range(rounds):
+        # The products have 64 bits: int64 wraps as unsigned numbers do, and the mask makes the shifts logical. What
+        # stands above the 32 bits of c1 and c3 is cut off with the rest, one operation later.
+        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        if number < 3:  # the shapes still grow
+            c0, c2 = ((p1 >> 32) ^ c1 ^ k0) & _MASK32, ((p0 >> 32) ^ c3 ^ k1) & _MASK32
+        else:
+            c0 = (p1 >> 32).bitwise_xor_(c1).bitwise_xor_(k0).bitwise_and_(_MASK32)
+            c2 = (p0 >> 32).bitwise_xor_(c3).bitwise_xor_(k1).bitwise_and_(_MASK32)
+        c1, c3 = p1, p0
+        k0, k1 = (k0 + 0x9E3779B9) & _MASK32, (k1 + 0xBB67AE85) & _MASK32
+    return c0, c1 & _MASK32, c2, c3 & _MASK32
+
+
+def _leading(blocks: Tensor, shape: Sequence[int]) -> Tensor:
+    """As many of the numbers ``[B, blocks, each]`` as `shape` has."""
+    return blocks.flatten(1)[:, : math.prod(shape[1:])].reshape(*shape)
+
+
+def _halves(values: Tensor) -> tuple[Tensor, Tensor]:
+    return values & _MASK32, (values >> 32) & _MASK32
+
+
+def _words(number: int) -> tuple[int, int]:
+    return number & _MASK32, number >> 32
 
 
 Randomness = torch.Generator | Streams
@@ -134,20 +219,23 @@ def uniform(shape: Sequence[int], *, generator: Randomness, dtype: torch.dtype =
     """Uniform numbers in the half-open [0, 1), exactly representable in `dtype`."""
     if isinstance(generator, torch.Generator):
         return torch.rand(tuple(shape), generator=generator, dtype=dtype, device=generator.device)
-    num_bits = 53 if dtype == torch.float64 else 24
-    high = (generator.bits(shape) >> (64 - num_bits)) & ((1 << num_bits) - 1)
-    real = torch.float64 if dtype == torch.float64 else torch.float32
-    return (high.to(real) * 2.0**-num_bits).to(dtype)
+    if dtype == torch.float64:
+        return ((generator.bits(shape) >> 11) & ((1 << 53) - 1)).to(dtype).mul_(2.0**-53)
+    return (generator.words(shape) >> 8).to(torch.float32).mul_(2.0**-24).to(dtype)
 
 
 def normal(shape: Sequence[int], *, generator: Randomness, dtype: torch.dtype = torch.float32) -> Tensor:
     """Standard normal numbers."""
     if isinstance(generator, torch.Generator):
         return torch.randn(tuple(shape), generator=generator, dtype=dtype, device=generator.device)
-    # Box-Muller in float64: one draw of uniforms serves both coordinates.
-    u = uniform((*shape, 2), generator=generator, dtype=torch.float64)
-    radius = torch.sqrt(-2.0 * torch.log1p(-u[..., 0]))
-    return (radius * torch.cos(2.0 * math.pi * u[..., 1])).to(dtype)
+    # Box-Muller in float64: two normal numbers from two uniform ones, of 32 bits unless float64 is asked for.
+    pairs = (*shape[:1], (math.prod(shape[1:]) + 1) // 2, 2)
+    if dtype == torch.float64:
+        u = 1.0 - uniform(pairs, generator=generator, dtype=torch.float64)  # never 0
+    else:
+        u = generator.words(pairs).to(torch.float64).add_(0.5).mul_(2.0**-32)
+    radius, angle = torch.sqrt(-2.0 * torch.log(u[..., 0])), 2.0 * math.pi * u[..., 1]
+    return _leading(torch.stack([radius * angle.cos(), radius * angle.sin()], -1), shape).to(dtype)
 
 
 def gumbel(shape: Sequence[int], *, generator: Randomness, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -186,21 +274,3 @@ def permutation(num_rows: int, size: int, *, generator: Randomness) -> Tensor:
 
 def _real(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype in (torch.float32, torch.float64) else torch.float32
-
-
-def _signed(value: int) -> int:
-    """The int64 with the bits of an unsigned 64-bit number."""
-    value &= (1 << 64) - 1
-    return value - (1 << 64) if value >> 63 else value
-
-
-_GOLDEN = _signed(0x9E3779B97F4A7C15)
-_ODD = _signed(0xD1B54A32D192ED03)
-_M1, _M2 = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
-
-
-def _mix(z: Tensor) -> Tensor:
-    """SplitMix64's finaliser, a bijection of 64-bit integers. int64 wraps; the masks make its shifts logical."""
-    z = (z ^ ((z >> 30) & 0x3FFFFFFFF)).mul_(_M1)  # the first product is ours to write into
-    z.bitwise_xor_((z >> 27).bitwise_and_(0x1FFFFFFFFF)).mul_(_M2)
-    return z.bitwise_xor_((z >> 31).bitwise_and_(0x1FFFFFFFF))

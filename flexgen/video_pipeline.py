@@ -40,13 +40,23 @@ from flexgen.video_folder import (
 from samplers import frames as plans
 from samplers.executor import execute, resample
 from samplers.frames import AdaptivePlan, Plan
-from samplers.frames.distances import Distance, DistanceName
+from samplers.frames.distances import Distance, DistanceName, name_distance
 from samplers.frames.plan import ranges
 
 __all__ = ["VideoOutput", "VideoPipeline"]
 
 Frames = npt.NDArray[np.uint8]
 OnStep = Callable[[int, Tensor], object]
+
+
+def _lpips() -> Distance:
+    from flexgen.metrics.video.lpips import LPIPS  # loads torchmetrics
+
+    with renamed(network="distance"):
+        return LPIPS().distance
+
+
+name_distance("lpips", _lpips)
 
 
 @dataclass(frozen=True)

@@ -158,6 +158,11 @@ def _rank_normalised(x: Tensor) -> Tensor:
     return scores.T.reshape(x.shape)
 
 
+def plain_rhat(draws: Tensor) -> Tensor:
+    """R-hat of split chains as they are, ``[S, B, n]`` to ``[n]``: without ranks it is cheap, and blind to scale."""
+    return _rhat(_split(draws))
+
+
 def _rhat(x: Tensor) -> Tensor:
     """Gelman and Rubin's ratio for chains ``[S, B, n]``."""
     num_draws = len(x)

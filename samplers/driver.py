@@ -1,6 +1,6 @@
-"""Many Markov chains in one batch: what the Gibbs, Metropolis and tempering samplers share.
+"""The one loop over Markov chains, many in one batch: it runs a kernel, keeps draws and goes on where it stopped.
 
-Every chain has a random stream of its own, named by its number, and every sweep a place of its own in that stream.
+Every chain has a random stream of its own, named by its number, and every sweep folds its own number in.
 Hence the draws of chain 17 depend neither on ``chain_batch``, nor on which other chains ran in this process, and a
 resumed run equals an uninterrupted one bit for bit (as far as the conditional's own arithmetic does not depend on the
 number of rows: some matrix libraries round a batch of one differently).
@@ -9,15 +9,15 @@ number of rows: some matrix libraries round a batch of one differently).
 from __future__ import annotations
 
 import itertools
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flexgen import rng
 from flexgen.answers import answers_of
-from flexgen.checks import randomness, renamed
+from flexgen.checks import kind_of, randomness
 from flexgen.conditional import CanSample, Conditional, absent_in
 from flexgen.errors import FlexgenError, UnsupportedQueryError
 from flexgen.query import Query
@@ -31,62 +31,41 @@ from samplers.chain_arguments import (
     refuse_missing,
     require_run,
 )
+from samplers.kernels import Info, Kernel, KernelState, Ratio, replicated, require_kernel
 from samplers.observers import Observer, undivided
-from samplers.reducibility import MAX_SWEEPS, ReducibilityWatch, warn_if_stuck
+from samplers.reducibility import MAX_SWEEPS, ReducibilityWatch, warn_if_stuck, warn_if_unmixed
 from samplers.results import ChainResult, ChainState
-from samplers.scans import Scan, Sweep
 from samplers.schedule import progress_bar
 
 __all__ = ["ChainSampler"]
 
-# Counters of a stream: a sweep has 2^40 of them, its last quarter is free for what follows the scan (swaps).
-SWEEP_STRIDE = 1 << 40
-_INITIAL = -SWEEP_STRIDE
 
-
-class ChainSampler(ABC):
-    """Runs sweeps of a scan over many chains; subclasses say what a sweep does.
+class ChainSampler:
+    """The one loop that runs a kernel over many chains; `GibbsSampler` and its like are this loop with their kernel.
 
     Args:
-        conditional: answers the queries.
-        scan: in which order the free sites are visited.
+        kernel: what one step does: `GibbsKernel`, `MetropolisKernel`, `TemperingKernel`, cycles and mixtures of them,
+            or a kernel of one's own.
     """
 
-    # Copies of the state that each chain carries (parallel tempering has one a temperature).
-    num_replicas = 1
-
-    def __init__(self, conditional: Conditional, *, scan: Scan) -> None:
-        if not isinstance(conditional, Conditional):
-            raise FlexgenError(
-                "conditional",
-                f"is a {type(conditional).__name__}",
-                "Pass a conditional; of a model, model.conditional().",
-            )
-        if not isinstance(scan, Scan):
-            raise FlexgenError("scan", f"is {scan!r}", "Pass a scan of samplers.scans, such as scans.random().")
-        self.conditional = conditional
-        self.scan = scan
-        self._check_scan(torch.zeros(self.space.num_sites, dtype=torch.bool))  # which sites are free is not known yet
+    def __init__(self, kernel: Kernel) -> None:
+        require_kernel("kernel", kernel)
+        self.kernel = kernel
 
     @property
     def space(self) -> Space:
-        return self.conditional.space
+        return self.kernel.space
 
-    def _check_scan(self, free: Tensor) -> None:
-        """Raises unless the scan visits these sites, bool ``[N]`` or ``[B, N]``, and none that does not exist."""
-        with renamed(order="scan", blocks="scan", graph="scan"):
-            self.scan.check(free)
+    @property
+    def num_replicas(self) -> int:
+        """Copies of the state that each chain carries (parallel tempering has one a temperature)."""
+        return int(getattr(self.kernel, "num_replicas", 1))
 
-    @abstractmethod
-    def _sweep(self, x: Tensor, sweep: Sweep, streams: Streams, watch: ReducibilityWatch | None) -> Tensor:
-        """The state after one sweep, a new tensor."""
-
-    def _start_counting(self) -> None:  # noqa: B027
-        """Called before the first sweep."""
-
-    def _statistics(self) -> dict[str, Tensor]:
-        """What the sampler counted since: acceptance rates."""
-        return {}
+    def _check(self, free: Tensor) -> None:
+        """Raises where the kernel cannot serve these free sites, bool ``[N]`` or ``[B, N]``."""
+        check = getattr(self.kernel, "check", None)
+        if check is not None:
+            check(free)
 
     def run(
         self,
@@ -143,41 +122,42 @@ class ChainSampler(ABC):
             given = {"chains": chains, "x": x, "clamped": clamped, "generator": generator, "chain_ids": chain_ids}
             refuse_beside_state(**given)
         replicas, num_chains = self.num_replicas, len(state.chain_ids)
-        batches = [slice(r.start, r.stop) for r in _batches(num_chains * replicas, chain_batch, replicas)]
         free = ~state.clamped
-        self._check_scan(free)
-        sweeps = [self.scan.over(free if free.ndim == 1 else free[rows]) for rows in batches]
-        streams = [Streams(state.seed, self._row_names(state.chain_ids)[rows]) for rows in batches]
-        watches = [
-            ReducibilityWatch(self.space, sweep.free, len(state.x[rows]))
-            for sweep, rows in zip(sweeps, batches, strict=True)
-        ]
-        self._start_counting()
+        self._check(free)
+        batches = _batches(num_chains, chain_batch)
+        start = KernelState(state.x, state.clamped, state.memory)
+        states = [start[rows.start * replicas : rows.stop * replicas] for rows in batches]
+        streams = [Streams(state.seed, state.chain_ids[rows]) for rows in batches]
+        watches = [ReducibilityWatch(self.space, ~part.clamped, len(part.x)) for part in states]
+        watch_kernel = getattr(self.kernel, "watched", lambda _: self.kernel)
+        watched = [watch_kernel(watch) for watch in watches] if warmup else []
 
         stored = state.x.new_empty(draws, num_chains, *state.x.shape[1:]) if store else None
-        parts = [state.x[rows] for rows in batches]
-        moved = torch.zeros(len(state.x), dtype=torch.bool, device=state.x.device)
-        still = [True] * len(batches)
+        moved = [torch.zeros(len(part.x), dtype=torch.bool, device=state.x.device) for part in states]
+        happened: dict[str, Any] = {}
+        still = [True] * len(states)
         total = warmup + draws * thin
         # What is certain at any moment of an interrupt: the states, the sweeps they have seen, the draws kept.
-        done: tuple[list[Tensor], int, int] = (parts, 0, 0)
+        done: tuple[list[KernelState], int, int] = (states, 0, 0)
         interrupted = False
         try:
-            with progress_bar(total if progress else None, type(self).__name__) as advance:
+            with progress_bar(total if progress else None, type(self).__name__) as advance, torch.no_grad():
                 for sweep_number in range(1, total + 1):
-                    parts, _, kept = done
-                    counter = (state.num_sweeps + sweep_number) * SWEEP_STRIDE
-                    watched = sweep_number <= min(warmup, MAX_SWEEPS)
+                    states, _, kept = done
+                    is_watched = sweep_number <= min(warmup, MAX_SWEEPS)
                     following = []
-                    for i, part in enumerate(parts):
-                        streams[i].counter = counter
-                        new = self._sweep(part, sweeps[i], streams[i], watches[i] if watched else None)
+                    for i, part in enumerate(states):
+                        kernel = watched[i] if is_watched else self.kernel
+                        own = streams[i].fold_in("sweep", state.num_sweeps + sweep_number)
+                        new, info = _checked_step(kernel, part, own)
                         if still[i]:  # once all chains have moved there is nothing to compare
-                            moved[batches[i]] |= (new != part).flatten(1).any(1)
-                            still[i] = not bool(moved[batches[i]].all())
+                            moved[i] |= (new.x != part.x).flatten(1).any(1)
+                            still[i] = not bool(moved[i].all())
+                        for name, value in info.items():
+                            happened[name] = happened[name] + value if name in happened else value
                         following.append(new)
                     if sweep_number > warmup and (sweep_number - warmup) % thin == 0:
-                        draw = (following[0] if len(following) == 1 else torch.cat(following))[::replicas]
+                        draw = torch.cat([part.x[::replicas] for part in following])
                         with undivided():
                             if stored is not None:
                                 stored[kept] = draw
@@ -189,12 +169,21 @@ class ChainSampler(ABC):
                     advance()
         except KeyboardInterrupt:
             interrupted = True
-        parts, num_sweeps, kept = done
-        final = ChainState(torch.cat(parts), state.clamped, state.chain_ids, state.seed, state.num_sweeps + num_sweeps)
-        warn_if_stuck(watches, moved, free, num_sweeps, self.space.names)
-        return ChainResult(
-            None if stored is None else stored[:kept], final, self.space.names, self._statistics(), interrupted
+        states, num_sweeps, kept = done
+        final = ChainState(
+            torch.cat([part.x for part in states]),
+            state.clamped,
+            state.chain_ids,
+            state.seed,
+            state.num_sweeps + num_sweeps,
+            {name: torch.cat([part.memory[name] for part in states]) for name in states[0].memory},
         )
+        kept_draws = None if stored is None else stored[:kept]
+        stuck = warn_if_stuck(watches, torch.cat(moved), free, num_sweeps, self.space.names)
+        if kept_draws is not None and not stuck and _alike(final):
+            warn_if_unmixed(kept_draws, self.space.names)
+        statistics = {name: value.rate if isinstance(value, Ratio) else value for name, value in happened.items()}
+        return ChainResult(kept_draws, final, self.space.names, statistics, interrupted)
 
     def _initial_state(
         self,
@@ -207,17 +196,18 @@ class ChainSampler(ABC):
         chain_ids: Sequence[int] | Tensor | None,
     ) -> ChainState:
         space, replicas = self.space, self.num_replicas
+        conditional = getattr(self.kernel, "conditional", None)
         check_start(chains=chains, x=x, clamped=clamped, chain_ids=chain_ids, space=space)
         generator = randomness("generator", generator)
         clamped = clamped.observed if isinstance(clamped, Query) else clamped
         if x is not None and x.ndim == 1 + len(space.site_shape):
             x = x[None].expand(chains or 1, *x.shape)
         num_chains = agree_on_chains(chains, x, chain_ids, clamped)
-        device = x.device if x is not None else chain_device(self.conditional, generator)
+        device = x.device if x is not None else chain_device(conditional, generator)
         if clamped is None:
             clamped = torch.zeros(space.num_sites, dtype=torch.bool, device=device)
         check_clamped(clamped, num_chains, space.num_sites)
-        self._check_scan(~clamped)  # before the conditional draws a start
+        self._check(~clamped)  # before the conditional draws a start
         if x is None:
             if bool(clamped.any()):
                 raise FlexgenError("x", "is not given, but sites are clamped", "Pass the clamped values in x.")
@@ -232,35 +222,47 @@ class ChainSampler(ABC):
         refuse_missing(x, clamped if initialise else None, space)
         space.validate(x, where=clamped if initialise else None)
         if not initialise:
-            absent = absent_in(self.conditional, x)
+            absent = absent_in(conditional, x)
             clamped = clamped | absent if bool(absent.any()) else clamped
-        x = x.repeat_interleave(replicas, 0)
-        if clamped.ndim == 2:
-            clamped = clamped.repeat_interleave(replicas, 0)
         if initialise:
-            names = self._row_names(ids)
-            x = torch.cat(
-                [
-                    _draw_free(
-                        self.conditional,
-                        x[r.start : r.stop],
-                        clamped if clamped.ndim == 1 else clamped[r.start : r.stop],
-                        Streams(seed, names[r.start : r.stop], counter=_INITIAL),
-                    )
-                    for r in _batches(len(x), chain_batch, replicas)
-                ]
-            )
-        return ChainState(x.clone(), clamped.clone(), ids, seed, 0)
-
-    def _row_names(self, chain_ids: Tensor) -> Tensor:
-        """The streams' names: one for each chain and replica."""
-        replicas = torch.arange(self.num_replicas, device=chain_ids.device)
-        return (chain_ids[:, None] * self.num_replicas + replicas).flatten()
+            x = x.repeat_interleave(replicas, 0)
+            rows_clamped = clamped if clamped.ndim == 1 else clamped.repeat_interleave(replicas, 0)
+            parts = []
+            for chains_of in _batches(num_chains, chain_batch):
+                rows = slice(chains_of.start * replicas, chains_of.stop * replicas)
+                streams = replicated(Streams(seed, ids[chains_of]).fold_in("start"), replicas)
+                part_clamped = rows_clamped if clamped.ndim == 1 else rows_clamped[rows]
+                parts.append(_draw_free(conditional, space, x[rows], part_clamped, streams))
+            x = torch.cat(parts)
+        # The replicas of a drawn start differ; the kernel has them all start where the first does, but for that.
+        state = self.kernel.init(x[::replicas] if initialise else x, clamped=clamped)
+        if initialise and replicas > 1:
+            state = state.moved(x)
+        return ChainState(state.x.clone(), state.clamped.clone(), ids, seed, 0, state.memory)
 
 
-def _draw_free(conditional: Conditional, x: Tensor, clamped: Tensor, streams: Streams) -> Tensor:
+def _alike(state: ChainState) -> bool:
+    """Whether all chains have one target, which R-hat needs: the same sites clamped at the same values."""
+    if state.clamped.ndim == 2:
+        return False
+    known = state.x[:, state.clamped]
+    return bool((known == known[:1]).all())
+
+
+def _checked_step(kernel: Kernel, state: KernelState, streams: Streams) -> tuple[KernelState, Info]:
+    answer: Any = kernel.step(state, streams)
+    if isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], Mapping):
+        new, info = answer
+        if isinstance(new, KernelState) and new.x.shape == state.x.shape:
+            return new, info
+        answer = new
+    found = f"a state of shape {tuple(answer.x.shape)}" if isinstance(answer, KernelState) else kind_of(answer)
+    fix = f"Return (state.moved(x), info) with x {list(state.x.shape)} and info a dict, which may be empty."
+    raise FlexgenError("kernel", f"{type(kernel).__name__}.step returned {found}", fix)
+
+
+def _draw_free(conditional: Conditional | None, space: Space, x: Tensor, clamped: Tensor, streams: Streams) -> Tensor:
     """A start: the free sites drawn from the conditional if it can say, else uniformly."""
-    space = conditional.space
     events = (1,) * len(space.site_shape)
     x = torch.where(clamped.view(*clamped.shape, *events), x, torch.zeros((), dtype=x.dtype, device=x.device))
     if isinstance(conditional, CanSample) and bool(answers_of(conditional).allows(Query.rest(clamped)).all()):
@@ -286,12 +288,12 @@ def _draw_free(conditional: Conditional, x: Tensor, clamped: Tensor, streams: St
     return torch.where(clamped, x, uniform.to(x.dtype))
 
 
-def _batches(num_rows: int, chain_batch: int | None, replicas: int) -> list[range]:
-    size = num_rows if chain_batch is None else chain_batch * replicas
-    return [range(start, min(start + size, num_rows)) for start in range(0, num_rows, max(size, 1))]
+def _batches(num_chains: int, chain_batch: int | None) -> list[slice]:
+    size = max(num_chains if chain_batch is None else chain_batch, 1)
+    return [slice(start, min(start + size, num_chains)) for start in range(0, num_chains, size)]
 
 
-def chain_device(conditional: Conditional, generator: Randomness | int | None) -> torch.device:
+def chain_device(conditional: object, generator: Randomness | int | None) -> torch.device:
     """Where chains start that no `x` places: beside the conditional's weights, or else where the generator is."""
     if isinstance(conditional, nn.Module):
         weight = next(itertools.chain(conditional.parameters(), conditional.buffers()), None)

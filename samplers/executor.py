@@ -45,8 +45,6 @@ __all__ = ["Execution", "FrameConditional", "FrameStorage", "OverVideo", "execut
 
 Frames = npt.NDArray[Any]
 
-_DRAW_STRIDE = 1 << 40  # between the streams of a window's draws: more than any video has windows
-
 
 @runtime_checkable
 class FrameConditional(Protocol):
@@ -305,7 +303,7 @@ class _Run:
             self.store.refresh()
             plan = json.dumps(self.plan.to_dict(), sort_keys=True)
             digest = hashlib.blake2b(plan.encode(), digest_size=16).hexdigest()
-            self.store.bind({"plan": digest, "seed": self.seed})
+            self.store.bind({"plan": digest, "seed": self.seed, "streams": rng.GENERATOR})
             self.store.verify()
             return set(self.store.done), dict(self.store.notes)
 
@@ -397,12 +395,15 @@ class _Run:
                 (target if frame in window.target else observed)[row, slot] = True
             # Only what is observed: what a killed run left in the targets can have no influence.
             held[row, observed[row].numpy()] = self.store.read(frame_index[row, observed[row]].tolist())
-        names = torch.tensor([n + _DRAW_STRIDE * self.notes.get("draws", {}).get(str(n), 0) for n in numbers])
+        # A window's stream is named by its number; of one that is drawn again, by the number and the draw.
+        seed, names = rng.key(self.seed, "windows"), torch.tensor(numbers)
+        draws = torch.tensor([self.notes.get("draws", {}).get(str(number), 0) for number in numbers])
+        names = torch.where(draws > 0, Streams(seed, names).fold_in(draws).rows, names)
         answer = self.model.sample_window(
             torch.from_numpy(held),
             Query(target, observed),
             frame_index=frame_index,
-            generator=Streams(rng.key(self.seed, "windows"), names),
+            generator=Streams(seed, names),
         ).cpu()
         frames = self._checked(answer, target, numbers, held)
         return [

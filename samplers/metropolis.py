@@ -14,11 +14,11 @@ from flexgen.query import Query
 from flexgen.rng import Randomness, Streams
 from flexgen.space import Space
 from samplers.driver import ChainSampler
-from samplers.reducibility import ReducibilityWatch
-from samplers.scans import Scan, Sweep
+from samplers.kernels import Info, KernelState, Ratio, ScanKernel
+from samplers.scans import Scan, systematic
 from samplers.schedule import SiteQuery, run
 
-__all__ = ["Energy", "MetropolisKernel", "MetropolisSampler"]
+__all__ = ["Energy", "MetropolisKernel", "MetropolisMove", "MetropolisSampler"]
 
 Energy = Callable[[Tensor], Tensor]
 """-log of an unnormalised probability: ``[B, N, *site]`` to ``[B]``; +inf where it vanishes."""
@@ -49,21 +49,13 @@ class MetropolisSampler(ChainSampler):
     """
 
     def __init__(self, conditional: Conditional, energy: Energy, *, scan: Scan) -> None:
-        super().__init__(conditional, scan=scan)
+        super().__init__(MetropolisKernel(conditional, energy, scan=scan))
+        self.conditional = conditional
         self.energy = energy
-        self._kernel = MetropolisKernel(conditional, energy)
-
-    def _sweep(self, x: Tensor, sweep: Sweep, streams: Streams, watch: ReducibilityWatch | None) -> Tensor:  # noqa: ARG002
-        return run(self._kernel, x, sweep, generator=streams)
-
-    def _start_counting(self) -> None:
-        self._kernel = MetropolisKernel(self.conditional, self.energy)
-
-    def _statistics(self) -> dict[str, Tensor]:
-        return {"acceptance_rate": self._kernel.acceptance_rate()}
+        self.scan = scan
 
 
-class MetropolisKernel:
+class MetropolisMove:
     """One Metropolis-Hastings step in the shape of a conditional, so that `run` can walk it.
 
     Unlike a conditional it reads the target's present values: ``sample(x, query)`` is a move from x, and what it
@@ -128,6 +120,27 @@ class MetropolisKernel:
         target = query.target.expand(len(accepted), -1)
         self.num_proposed += target.sum(0).cpu()
         self.num_accepted += (target & accepted[:, None]).sum(0).cpu()
+
+
+class MetropolisKernel(MetropolisMove, ScanKernel):
+    """One sweep of Metropolis-Hastings updates; see `MetropolisSampler`. Info: ``acceptance_rate``, ``[N]``.
+
+    Guarantee: exp(-E) is invariant, whatever the conditionals.
+
+    Args:
+        conditional: proposes; needs `sample` and `log_prob`, or marginals.
+        energy: ``[B, N]`` to ``[B]``, the negative log of the unnormalised target.
+        scan: one-site or blocked; default: systematic.
+    """
+
+    def __init__(self, conditional: Conditional, energy: Energy, *, scan: Scan | None = None) -> None:
+        ScanKernel.__init__(self, conditional, scan=systematic() if scan is None else scan)
+        MetropolisMove.__init__(self, conditional, energy)
+
+    def step(self, state: KernelState, streams: Streams) -> tuple[KernelState, Info]:
+        move = MetropolisMove(self.conditional, self.energy)
+        x = run(move, state.x, self.sweep(state), generator=streams.fold_in("metropolis"))
+        return state.moved(x), {"acceptance_rate": Ratio(move.num_accepted, move.num_proposed)}
 
 
 def _propose(conditional: Conditional, x: Tensor, query: Query, generator: Randomness) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,12 +1,14 @@
-"""Warnings about chains that cannot reach all states.
+"""Warnings about chains that cannot reach all states, or have not yet forgotten where they began.
 
 A scan of Gibbs updates explores every state only if the conditionals leave it a way. Two sites that determine each
-other (x_1 = x_0) never move one at a time, however long the chain; the remedy is to update them as a block.
+other (x_1 = x_0) never move one at a time, however long the chain; the remedy is to update them as a block. Sites that
+almost do move slowly, which R-hat shows.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import warnings
 from collections.abc import Iterable, Sequence
 
@@ -28,19 +30,31 @@ from flexgen.errors import UnsupportedQueryError
 from flexgen.query import Query
 from flexgen.rng import Randomness
 from flexgen.space import Space
+from samplers import chains as diagnostics
 from samplers.schedule import SiteQuery, draws_by_marginals
 
-__all__ = ["ReducibilityWatch", "ReducibleWarning", "warn_if_stuck"]
+__all__ = ["MixingWarning", "ReducibilityWatch", "ReducibleWarning", "warn_if_stuck", "warn_if_unmixed"]
 
 # The first sweeps of the warm-up are watched; fewer visits than this say nothing.
 MAX_SWEEPS = 20
 MIN_VISITS = 10
 # A chain that stands still for this many sweeps is worth a word.
 MIN_STILL_SWEEPS = 100
+# R-hat from which chains have not mixed; and the rate at which independent draws may pass it, over all sites of a run.
+LARGEST_RHAT = 1.1
+FALSE_ALARM = 1e-6
+# Numbers that the check of a run looks at: of more chains and draws, evenly chosen ones.
+_LOOKED_AT = 1 << 21
+# R-hat of few draws calls chains unmixed that are only autocorrelated.
+_LEAST_DRAWS = 40
 
 
 class ReducibleWarning(UserWarning):
     """Chains that seem unable to reach all states: deterministic conditionals, or a chain that never moved."""
+
+
+class MixingWarning(UserWarning):
+    """Chains whose draws differ from each other, or whose late draws differ from their early ones."""
 
 
 class ReducibilityWatch:
@@ -136,8 +150,8 @@ class _WatchedSampler(_Watched):
 
 def warn_if_stuck(
     watches: Iterable[ReducibilityWatch], moved: Tensor, free: Tensor, num_sweeps: int, names: Sequence[str]
-) -> None:
-    """Warns about sites without a choice, or else about chains that never moved.
+) -> bool:
+    """Warns about sites without a choice, or else about chains that never moved; returns whether it did.
 
     Args:
         moved: bool ``[B]``, chains whose state ever changed from one sweep to the next.
@@ -154,7 +168,7 @@ def warn_if_stuck(
             ReducibleWarning,
             stacklevel=3,
         )
-        return
+        return True
     still = ~moved & free.expand(len(moved), -1).any(1)
     if num_sweeps >= MIN_STILL_SWEEPS and bool(still.any()):
         warnings.warn(
@@ -163,3 +177,49 @@ def warn_if_stuck(
             ReducibleWarning,
             stacklevel=3,
         )
+        return True
+    return False
+
+
+def warn_if_unmixed(draws: Tensor, names: Sequence[str]) -> None:
+    """Warns about sites whose R-hat says that the chains have not mixed.
+
+    That is above `LARGEST_RHAT`, and above what independent draws of as many chains would pass at a rate of
+    `FALSE_ALARM`: between chains of n draws the ratio of the mean squares has Fisher's F distribution.
+
+    Args:
+        draws: ``[S, B, N, *site]``; of fewer than 40 draws nothing is said.
+        names: of the sites.
+    """
+    if len(draws) < _LEAST_DRAWS or not draws.numel():
+        return
+    from scipy.special import fdtri  # the quantiles of Fisher's F; slow to import
+
+    # Chains first: all of them tell little more than some, and the draws are what R-hat compares.
+    each = draws[0, 0].numel()
+    num_chains = min(draws.shape[1], max(4, _LOOKED_AT // (each * len(draws))))
+    chains = draws[:, torch.linspace(0, draws.shape[1] - 1, num_chains).long()]
+    num_draws = min(len(draws), max(100, _LOOKED_AT // (each * num_chains)))
+    chains = chains[torch.linspace(0, len(draws) - 1, num_draws).long()].flatten(2).double()  # [S, B, n]
+    half = num_draws // 2
+    bound = float(fdtri(2 * num_chains - 1, 2 * num_chains * (half - 1), 1.0 - FALSE_ALARM / each))
+    threshold = max(LARGEST_RHAT, ((half - 1 + bound) / half) ** 0.5)
+    plain = diagnostics.plain_rhat(chains)  # cheap: R-hat proper is for the sites that this one finds
+    suspects = (plain > threshold).nonzero().flatten()
+    found = diagnostics.rhat(chains[..., suspects]) if len(suspects) else plain[:0]
+    suspects, found = suspects[found > threshold], found[found > threshold]
+    if not len(suspects):
+        return
+    per_site = each // draws.shape[2]
+    worst: dict[str, float] = {}
+    for i in found.argsort(descending=True).tolist():
+        worst.setdefault(names[int(suspects[i]) // per_site], float(found[i]))
+    told = ", ".join(f"{value:.2f} at {name!r}" for name, value in itertools.islice(worst.items(), 5))
+    more = f" and {len(worst) - 5} more" if len(worst) > 5 else ""
+    warnings.warn(
+        f"The chains have not mixed: R-hat is {told}{more} (of {len(names)} site(s); it should be below 1.01). Run "
+        "longer, with more warm-up, or update sites that depend on each other together: scans.blocked([[0, 1], [2]]), "
+        "or of a TableModel scan=model.scan().",
+        MixingWarning,
+        stacklevel=3,
+    )

@@ -10,11 +10,26 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from flexgen import saving
+from flexgen import rng, saving
 from flexgen.errors import CheckpointError, FlexgenError
 from samplers import chains as diagnostics
 
 __all__ = ["ChainResult", "ChainState"]
+
+_MEMORY = "memory."
+
+
+def _require_streams(argument: str, what: str, found: str | None) -> None:
+    if found == rng.GENERATOR:
+        return
+    made = f"of {found}" if found else "of an earlier version"
+    raise CheckpointError(
+        argument,
+        f"{what} was saved with random streams {made}; this version draws by {rng.GENERATOR}, so that the run cannot "
+        "go on with the same draws",
+        "Start a new run where its chains stand: sampler.run(x=safetensors.torch.load_file(path)['x'], ..); of "
+        "parallel tempering x[::R], the first of each R replicas.",
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +42,7 @@ class ChainState:
         chain_ids: int64 ``[B]``, the chains' names.
         seed: of the chains' streams.
         num_sweeps: sweeps made so far, which is the streams' place.
+        memory: what a kernel of one's own remembers from step to step, one entry for each row of `x`.
     """
 
     x: Tensor
@@ -34,6 +50,7 @@ class ChainState:
     chain_ids: Tensor
     seed: int
     num_sweeps: int
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -42,14 +59,23 @@ class ChainState:
             "chain_ids": self.chain_ids,
             "seed": self.seed,
             "num_sweeps": self.num_sweeps,
+            "streams": rng.GENERATOR,
+            **{_MEMORY + name: value for name, value in self.memory.items()},
         }
 
     @classmethod
     def from_state_dict(cls, data: Mapping[str, Any]) -> ChainState:
-        return cls(data["x"], data["clamped"], data["chain_ids"], int(data["seed"]), int(data["num_sweeps"]))
+        """The state that `state_dict` described.
+
+        Raises:
+            CheckpointError: its random streams are those of an earlier flexgen, with which it cannot go on bit for bit.
+        """
+        _require_streams("data", "the state", data.get("streams"))
+        memory = {name.removeprefix(_MEMORY): v for name, v in data.items() if name.startswith(_MEMORY)}
+        return cls(data["x"], data["clamped"], data["chain_ids"], int(data["seed"]), int(data["num_sweeps"]), memory)
 
     def save(self, path: str | Path) -> None:
-        """Writes one safetensors file, the two integers in its header as JSON; in place only once it is whole.
+        """Writes one safetensors file, what is no tensor in its header as JSON; in place only once it is whole.
 
         Raises:
             CheckpointError: the file cannot be written; what stood there is as it was.
@@ -57,7 +83,7 @@ class ChainState:
         from safetensors.torch import save_file
 
         tensors = {name: value.contiguous() for name, value in self.state_dict().items() if isinstance(value, Tensor)}
-        header = json.dumps({"seed": self.seed, "num_sweeps": self.num_sweeps})
+        header = json.dumps({"seed": self.seed, "num_sweeps": self.num_sweeps, "streams": rng.GENERATOR})
         with saving.writing("path", path), saving.replacing(path) as partial:
             save_file(tensors, partial, metadata={"flexgen_chain_state": header})
 
@@ -66,7 +92,8 @@ class ChainState:
         """Reads what `save` wrote.
 
         Raises:
-            CheckpointError: there is no such file, or it holds something else.
+            CheckpointError: there is no such file, it holds something else, or its random streams are those of an
+                earlier flexgen, with which the run cannot go on bit for bit.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -79,7 +106,9 @@ class ChainState:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise CheckpointError("path", f"{path} cannot be read ({error})", fix) from error
-        return cls.from_state_dict({**tensors, **json.loads(header)})
+        values = json.loads(header)
+        _require_streams("path", str(path), values.get("streams"))
+        return cls.from_state_dict({**tensors, **values})
 
     def __repr__(self) -> str:
         return f"ChainState({len(self.chain_ids)} chains after {self.num_sweeps} sweeps, seed {self.seed})"

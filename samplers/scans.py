@@ -10,17 +10,19 @@ of its own (``flexgen.exact.kernels.stationary``), so the scan is part of the mo
 
 from __future__ import annotations
 
+import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
 from flexgen import rng
-from flexgen.checks import kind_of
+from flexgen.checks import kind_of, renamed
 from flexgen.errors import FlexgenError
 from flexgen.query import Query
 from flexgen.rng import Randomness
@@ -44,10 +46,25 @@ __all__ = [
 
 # Up to this many sites the queries of a fixed scan are made once (two N x N tables of booleans).
 _MAX_CACHED_SITES = 4096
+_MAX_PERMUTED_SITES = 6  # 720 orders
 
 
 class Scan(ABC):
-    """In which order the free sites are visited; see the module's docstring."""
+    """In which order the free sites are visited; see the module's docstring.
+
+    A scan of one's own is a frozen dataclass with `steps`. With `is_fixed`, or `orders`, the exact diagnostics read it
+    too (``flexgen.compatibility.stationary``); by its fields it turns into JSON and back.
+    """
+
+    _KINDS: ClassVar[dict[str, type[Scan]]] = {}  # every scan there is, by the name it has in JSON
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        Scan._KINDS[cls._kind()] = cls
+
+    @classmethod
+    def _kind(cls) -> str:
+        return cls.__qualname__ if cls.__module__ == __name__ else f"{cls.__module__}:{cls.__qualname__}"
 
     @abstractmethod
     def steps(self, free: Tensor, num_rows: int, *, generator: Randomness) -> Iterator[Step]:
@@ -76,9 +93,50 @@ class Scan(ABC):
     def check(self, free: Tensor) -> None:  # noqa: B027
         """Raises unless the scan visits all of the free sites, and no site that does not exist."""
 
+    def orders(self, num_sites: int) -> dict[tuple[tuple[int, ...], ...], float]:
+        """The orders in which a sweep over `num_sites` free sites updates its blocks, each with its probability.
+
+        Of a random scan that never ends its order, those of one update.
+
+        Raises:
+            FlexgenError: the orders are not known, or a step draws several sites from their marginals at once.
+        """
+        if not self.is_fixed:
+            fix = "Define orders(num_sites) in its class, or set is_fixed where every sweep is the same."
+            raise FlexgenError("scan", f"is {self!r}, which does not say its orders", fix)
+        free = torch.ones(num_sites, dtype=torch.bool)
+        with renamed(order="scan", blocks="scan", graph="scan"):
+            self.check(free)
+        blocks = []
+        for step in self.steps(free, 1, generator=torch.Generator()):
+            query = step.query if isinstance(step, Factorized) else step
+            block = tuple(query.target.view(-1).nonzero().flatten().tolist())
+            if isinstance(step, Factorized) and len(block) > 1:
+                fix = "Pass 'random', a tuple of sites such as (0, 1, 2), or orders with their probabilities."
+                raise FlexgenError("scan", f"is {self!r}, which draws several sites from their marginals at once", fix)
+            blocks.append(block)
+        return {tuple(blocks): 1.0}
+
     def to_dict(self) -> dict[str, Any]:
-        assert isinstance(self, Systematic | RandomSite | RandomPermutation | Blocked | Coloured)
-        return {"scan": type(self).__name__, **asdict(self)}
+        """The class's name and the fields, as JSON has them; `from_dict` reads it back."""
+        if not is_dataclass(type(self)):
+            fix = "Make its class a frozen dataclass, or define to_dict and from_dict in it."
+            raise FlexgenError("scan", f"is a {type(self).__name__}, whose fields are not known", fix)
+        return {"scan": self._kind(), **asdict(cast(Any, self))}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Scan:
+        """The scan of this class that `to_dict` described; of `Scan` itself, of whichever class it names.
+
+        Classes are found where they were defined by subclassing; nothing is imported by name.
+        """
+        if cls is Scan:
+            kind = Scan._KINDS.get(data.get("scan", ""))
+            if kind is None:
+                fix = f"Choose one of {', '.join(Scan._KINDS)}; of a scan of your own, import its module first."
+                raise FlexgenError("scan", f"is {data.get('scan')!r}", fix)
+            return kind.from_dict(data)
+        return cls(**{name: _tuples(value) for name, value in data.items() if name != "scan"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,6 +220,9 @@ class Systematic(Scan):
 class RandomSite(Scan):
     """A free site drawn uniformly, for each row and update anew: the reversible random scan."""
 
+    def orders(self, num_sites: int) -> dict[tuple[tuple[int, ...], ...], float]:
+        return {((site,),): 1 / num_sites for site in range(num_sites)}
+
     def steps(self, free: Tensor, num_rows: int, *, generator: Randomness) -> Iterator[Step]:
         num_sites = free.shape[-1]
         free = free.expand(num_rows, -1)
@@ -177,6 +238,13 @@ class RandomSite(Scan):
 @dataclass(frozen=True)
 class RandomPermutation(Scan):
     """Every free site once, in an order drawn for each row and sweep anew."""
+
+    def orders(self, num_sites: int) -> dict[tuple[tuple[int, ...], ...], float]:
+        if num_sites > _MAX_PERMUTED_SITES:
+            fix = "Pass a few orders with their probabilities, or 'random'."
+            raise FlexgenError("scan", f"is {self!r} over {num_sites} sites, {math.factorial(num_sites)} orders", fix)
+        every = list(itertools.permutations(range(num_sites)))
+        return {tuple((site,) for site in order): 1 / len(every) for order in every}
 
     def steps(self, free: Tensor, num_rows: int, *, generator: Randomness) -> Iterator[Step]:
         order = rng.permutation(num_rows, free.shape[-1], generator=generator)
@@ -301,13 +369,8 @@ def coloured(
 
 
 def from_dict(data: Mapping[str, Any]) -> Scan:
-    """The scan that ``scan.to_dict()`` described."""
-    kinds = {kind.__name__: kind for kind in (Systematic, RandomSite, RandomPermutation, Blocked, Coloured)}
-    kind = kinds.get(data["scan"])
-    if kind is None:
-        raise FlexgenError("scan", f"is {data['scan']!r}", f"Choose one of {', '.join(kinds)}.")
-    fields = {name: value for name, value in data.items() if name != "scan"}
-    return kind(**{name: _tuples(value) for name, value in fields.items()})
+    """The scan that ``scan.to_dict()`` described, also of a class of one's own."""
+    return Scan.from_dict(data)
 
 
 def _site_lists(argument: str, groups: Any) -> tuple[tuple[int, ...], ...]:

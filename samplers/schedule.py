@@ -181,7 +181,7 @@ def run(
         progress_bar(schedule.num_evaluations if progress else None, type(schedule).__name__) as advance,
     ):
         x = x.clone(memory_format=torch.contiguous_format)
-        walk = schedule.walk(x, generator=places.generator)
+        walk = schedule.walk(x, generator=places.choices)
         remembers = bool(getattr(schedule, "only_adds", False)) and isinstance(conditional, HasDecoder)
         memory = _Memory(conditional) if remembers else None  # type: ignore[arg-type]
         step = next(walk, None)
@@ -198,20 +198,20 @@ def run(
 
 
 class _Places:
-    """Where in its random streams a run is.
+    """The random streams of a run: a part of their own for every step, and for what the schedule chooses before it.
 
-    Every step, and every choice of the schedule between two steps, starts at a place of its own; what a row draws is
-    then independent of how many numbers the rows beside it needed. With a ``torch.Generator`` there are no places.
+    What a row draws is then independent of how many numbers the rows beside it needed. With a ``torch.Generator``
+    there are no parts.
     """
 
-    STRIDE = 1 << 20
     UNIFORMS_AT_ONCE = 16
 
     def __init__(self, generator: Randomness, num_rows: int, device: torch.device) -> None:
-        self.generator = generator
         self.num_rows = num_rows
         self.device = device
-        self._start = generator.counter if isinstance(generator, Streams) else 0
+        self._whole = generator.fork("run") if isinstance(generator, Streams) else generator
+        self.choices = self._part("choices")
+        self._seed = self.choices.seed if isinstance(self.choices, Streams) else 0
         self._step = 0
         self._block = -1
         self._uniforms = torch.empty(0)
@@ -220,19 +220,27 @@ class _Places:
 
     def enter_step(self) -> None:
         self._step += 1
-        self._move_to(2 * self._step - 1)
 
     def leave_step(self) -> None:
-        self._move_to(2 * self._step)
+        if isinstance(self.choices, Streams):  # the walk has this very object
+            self.choices.seed, self.choices.counter = rng.key(self._seed, self._step), 0
+
+    def draws(self) -> Randomness:
+        """The randomness of this step."""
+        return self._part("step", self._step)
 
     def uniforms(self) -> Tensor:
         """The uniform numbers of this step, float64 ``[B]``; drawn for several steps at once, which is far cheaper."""
         block, place = divmod(self._step - 1, self.UNIFORMS_AT_ONCE)
         if block != self._block:
-            # Half a stride on, where no step that draws for itself begins.
-            self._move_to(2 * block * self.UNIFORMS_AT_ONCE + 1, offset=self.STRIDE // 2)
             shape = (self.num_rows, self.UNIFORMS_AT_ONCE)
-            self._uniforms = rng.uniform(shape, generator=self.generator, dtype=torch.float64).T.contiguous()
+            part = self._part("uniforms", block)
+            # Of 32 bits each where the generator is counted: half the price of 53, and fine enough for any chain.
+            if isinstance(part, Streams):
+                self._uniforms = part.words(shape).T.to(torch.float64, memory_format=torch.contiguous_format)
+                self._uniforms *= 2.0**-32
+            else:
+                self._uniforms = rng.uniform(shape, generator=part, dtype=torch.float64).T.contiguous()
             self._block, self._logits = block, None
         return self._uniforms[place]
 
@@ -249,9 +257,8 @@ class _Places:
             self._first_entries = num_sites * torch.arange(self.num_rows, device=self.device)
         return self._first_entries
 
-    def _move_to(self, place: int, *, offset: int = 0) -> None:
-        if isinstance(self.generator, Streams):
-            self.generator.counter = self._start + place * self.STRIDE + offset
+    def _part(self, *parts: int | str) -> Randomness:
+        return self._whole.fold_in(*parts) if isinstance(self._whole, Streams) else self._whole
 
 
 # Of schedules that were walked, such as the sweeps of a scan: what the conditional declared.
@@ -285,7 +292,7 @@ def _answer(conditional: Conditional, x: Tensor, step: Step, places: _Places) ->
     """The state after one step; may reuse the storage of `x`."""
     check_query(conditional, step.query if isinstance(step, Factorized) else step)
     if isinstance(step, Factorized):
-        return _draw_factorized(conditional, x, step, places.generator)
+        return _draw_factorized(conditional, x, step, places.draws())
     if isinstance(step, SiteQuery) and draws_by_marginals(conditional):
         assert isinstance(conditional, MarginalConditional)
         return _draw_site(conditional, x, step, places)
@@ -294,7 +301,7 @@ def _answer(conditional: Conditional, x: Tensor, step: Step, places: _Places) ->
         raise UnsupportedQueryError(
             "conditional", f"{type(conditional).__name__} cannot draw samples", "Pass one that has sample()."
         )
-    drawn: Tensor = draw(x, step, generator=places.generator)
+    drawn: Tensor = draw(x, step, generator=places.draws())
     return drawn
 
 
@@ -324,11 +331,11 @@ class _Memory:
         self.known = query.observed
         if isinstance(step, Factorized):
             sites, is_target = target_sites(query)
-            return _fill_factorized(x, step, sites, is_target, self.decoder.marginals(sites), places.generator)
+            return _fill_factorized(x, step, sites, is_target, self.decoder.marginals(sites), places.draws())
         if isinstance(step, SiteQuery):
             if draws_by_marginals(self.conditional):
                 return _fill_site(x, step, self.decoder.marginals(step.sites), True, places)
-            draw = self.decoder.sample(step.sites, generator=places.generator)  # type: ignore[attr-defined]
+            draw = self.decoder.sample(step.sites, generator=places.draws())  # type: ignore[attr-defined]
             return torch.where(step.target.view(*step.target.shape, *(1,) * (x.ndim - 2)), draw.to(x.dtype), x)
         return _answer(self.conditional, x, step, places)
 
@@ -355,11 +362,11 @@ def _fill_site(x: Tensor, query: SiteQuery, marginals: Marginals, alone: bool, p
         at = log_probs[:, 0] if alone else log_probs[:, site] if entry is None else log_probs.flatten(0, 1)[entry]
         draw = _invert(at, places)  # [B]
     elif alone:
-        draw = marginals.sample(generator=places.generator)[:, 0]  # [B, *site]
+        draw = marginals.sample(generator=places.draws())[:, 0]  # [B, *site]
     elif isinstance(marginals, SitewiseMarginals):
-        draw = marginals.sample_site(site, generator=places.generator)  # [B, *site]
+        draw = marginals.sample_site(site, generator=places.draws())  # [B, *site]
     else:
-        return _fill(x, query.target, marginals.sample(generator=places.generator))
+        return _fill(x, query.target, marginals.sample(generator=places.draws()))
     draw = draw.to(x.dtype)
     values = x[:, site] if entry is None else x.flatten(0, 1)  # a view of x
     if asks is not None:

@@ -23,13 +23,13 @@ from flexgen.errors import FlexgenError, UnsupportedQueryError
 from flexgen.query import Query
 from flexgen.rng import Streams
 from flexgen.space import Space
-from samplers.driver import SWEEP_STRIDE, ChainSampler
-from samplers.metropolis import Energy, MetropolisKernel
-from samplers.reducibility import ReducibilityWatch
-from samplers.scans import Scan, Sweep
+from samplers.driver import ChainSampler
+from samplers.kernels import Info, KernelState, Ratio, ScanKernel, replicated
+from samplers.metropolis import Energy, MetropolisMove
+from samplers.scans import Scan
 from samplers.schedule import run
 
-__all__ = ["ParallelTempering", "TemperedConditional"]
+__all__ = ["ParallelTempering", "TemperedConditional", "TemperingKernel"]
 
 
 class TemperedConditional(MarginalConditional):
@@ -86,6 +86,69 @@ class TemperedConditional(MarginalConditional):
         )
 
 
+class TemperingKernel(ScanKernel):
+    """A sweep of every replica at its own temperature, then a swap; see `ParallelTempering`.
+
+    Each chain has R rows of x, one a temperature. Info: ``swap_rate``, ``[R - 1]``, and of a corrected kernel
+    ``acceptance_rate``, ``[N]``, over all temperatures.
+
+    Args:
+        conditional: has categorical marginals.
+        energy: ``[B, N]`` to ``[B]``, -log p up to a constant.
+        betas: inverse temperatures, falling, the first 1.
+        scan: as for the Gibbs sampler.
+        corrected: make every update a Metropolis-Hastings step against the energy.
+    """
+
+    def __init__(
+        self, conditional: Conditional, energy: Energy, *, betas: Sequence[float], scan: Scan, corrected: bool = False
+    ) -> None:
+        super().__init__(conditional, scan=scan)
+        values = [float(beta) for beta in betas]
+        if not values or values[0] != 1.0 or any(a <= b for a, b in itertools.pairwise(values)) or values[-1] < 0:
+            raise FlexgenError("betas", f"are {values}", "Give falling inverse temperatures that begin with 1.0.")
+        if not isinstance(conditional, HasMarginals):
+            raise UnsupportedQueryError(
+                "conditional",
+                f"{type(conditional).__name__} has no marginals to temper",
+                "Pass one that has marginals().",
+            )
+        self.energy = energy
+        self.betas = values
+        self.corrected = corrected
+        self.num_replicas = len(values)
+
+    def step(self, state: KernelState, streams: Streams) -> tuple[KernelState, Info]:
+        x = state.x  # [B * R, N]
+        betas = torch.tensor(self.betas, dtype=torch.float64, device=x.device)
+        row_betas = betas.repeat(len(streams))  # [B * R]
+        assert isinstance(self.conditional, HasMarginals)
+        tempered: Conditional = TemperedConditional(self.conditional, row_betas)
+        move = MetropolisMove(tempered, lambda x: self.energy(x).double() * row_betas)
+        sweep_streams = replicated(streams.fold_in("sweep"), self.num_replicas)
+        x = run(move if self.corrected else tempered, x, self.sweep(state), generator=sweep_streams)
+        x, swap_rate = self._swap(x, betas, streams.fold_in("swap"))
+        info = {"swap_rate": swap_rate}
+        if self.corrected:
+            info["acceptance_rate"] = Ratio(move.num_accepted, move.num_proposed)
+        return state.moved(x), info
+
+    def _swap(self, x: Tensor, betas: Tensor, streams: Streams) -> tuple[Tensor, Ratio]:
+        replicas = self.num_replicas
+        energy = self.energy(x).double().view(-1, replicas)  # [B, R]
+        u = rng.uniform((len(streams), replicas), generator=streams, dtype=torch.float64)  # the last is the coin
+        log_ratio = (betas[:-1] - betas[1:]) * (energy[:, :-1] - energy[:, 1:])  # [B, R - 1]
+        parity = (u[:, -1:] < 0.5).long()  # [B, 1]: pairs (0,1), (2,3), .. or (1,2), (3,4), ..
+        tried = torch.arange(replicas - 1, device=x.device) % 2 == parity
+        swapped = tried & (torch.log1p(-u[:, :-1]) < log_ratio)
+        source = torch.arange(replicas, device=x.device).repeat(len(energy), 1)  # [B, R]
+        source[:, :-1] += swapped.long()
+        source[:, 1:] -= swapped.long()
+        rows = torch.arange(len(energy), device=x.device)[:, None]
+        swapped_x = x.view(-1, replicas, *x.shape[1:])[rows, source].view(x.shape)
+        return swapped_x, Ratio(swapped.sum(0).cpu(), tried.sum(0).cpu())
+
+
 class ParallelTempering(ChainSampler):
     """Each chain carries one replica a temperature; neighbours exchange states after every sweep.
 
@@ -119,56 +182,9 @@ class ParallelTempering(ChainSampler):
     def __init__(
         self, conditional: Conditional, energy: Energy, *, betas: Sequence[float], scan: Scan, corrected: bool = False
     ) -> None:
-        super().__init__(conditional, scan=scan)
-        values = [float(beta) for beta in betas]
-        if not values or values[0] != 1.0 or any(a <= b for a, b in itertools.pairwise(values)) or values[-1] < 0:
-            raise FlexgenError("betas", f"are {values}", "Give falling inverse temperatures that begin with 1.0.")
-        if not isinstance(conditional, HasMarginals):
-            raise UnsupportedQueryError(
-                "conditional",
-                f"{type(conditional).__name__} has no marginals to temper",
-                "Pass one that has marginals().",
-            )
+        super().__init__(TemperingKernel(conditional, energy, betas=betas, scan=scan, corrected=corrected))
+        self.conditional = conditional
         self.energy = energy
-        self.betas = values
+        self.betas = [float(beta) for beta in betas]
+        self.scan = scan
         self.corrected = corrected
-        self.num_replicas = len(values)
-        self._tempered = conditional
-        self._start_counting()
-
-    def _start_counting(self) -> None:
-        self._num_swapped = torch.zeros(self.num_replicas - 1, dtype=torch.int64)
-        self._num_tried = torch.zeros(self.num_replicas - 1, dtype=torch.int64)
-
-    def _statistics(self) -> dict[str, Tensor]:
-        return {"swap_rate": self._num_swapped / self._num_tried}
-
-    def _sweep(self, x: Tensor, sweep: Sweep, streams: Streams, watch: ReducibilityWatch | None) -> Tensor:  # noqa: ARG002
-        betas = torch.tensor(self.betas, dtype=torch.float64, device=x.device)
-        row_betas = betas.repeat(len(x) // self.num_replicas)  # [B * R]
-        assert isinstance(self._tempered, HasMarginals)
-        tempered = TemperedConditional(self._tempered, row_betas)
-        counter = streams.counter
-        if self.corrected:
-            kernel = MetropolisKernel(tempered, lambda x: self.energy(x).double() * row_betas)
-            x = run(kernel, x, sweep, generator=streams)
-        else:
-            x = run(tempered, x, sweep, generator=streams)
-        streams.counter = counter + SWEEP_STRIDE // 2
-        return self._swap(x, betas, streams)
-
-    def _swap(self, x: Tensor, betas: Tensor, streams: Streams) -> Tensor:
-        replicas = self.num_replicas
-        energy = self.energy(x).double().view(-1, replicas)  # [B, R]
-        coin, u = rng.uniform((len(x), 2), generator=streams, dtype=torch.float64).view(-1, replicas, 2).unbind(-1)
-        log_ratio = (betas[:-1] - betas[1:]) * (energy[:, :-1] - energy[:, 1:])  # [B, R - 1]
-        parity = (coin[:, :1] < 0.5).long()  # [B, 1]: pairs (0,1), (2,3), .. or (1,2), (3,4), ..
-        tried = torch.arange(replicas - 1, device=x.device) % 2 == parity
-        swapped = tried & (torch.log1p(-u[:, :-1]) < log_ratio)
-        self._num_tried += tried.sum(0).cpu()
-        self._num_swapped += swapped.sum(0).cpu()
-        source = torch.arange(replicas, device=x.device).repeat(len(energy), 1)  # [B, R]
-        source[:, :-1] += swapped.long()
-        source[:, 1:] -= swapped.long()
-        rows = torch.arange(len(energy), device=x.device)[:, None]
-        return x.view(-1, replicas, *x.shape[1:])[rows, source].view(x.shape)

@@ -18,11 +18,11 @@ import pandas as pd
 import pytest
 import torch
 
-from flexgen.errors import CheckpointError
+from flexgen.errors import CheckpointError, DataError
 from flexgen.saving import MANIFEST
 from flexgen.table_model import TableModel
 from flexgen.training import latest_checkpoint
-from samplers import GibbsSampler, scans
+from samplers import GibbsSampler, MixingWarning, scans
 from tests.tables.small import EXACT, LONGER, NETWORK, mixed_table, with_gaps
 
 CHILD = Path(__file__).parent / "tables" / "child.py"
@@ -403,3 +403,25 @@ def test_the_report_prints_short(model: TableModel) -> None:
     assert told.startswith(f"FitReport({model.report.held_out['pool']:.3f} nats an entry held out; gaussian ")
     assert told.endswith("1 network(s) trained)")
     assert len(told) < 120
+
+
+def test_the_scan_that_mixes_draws_dependent_columns_together() -> None:
+    """Two columns of correlation .999 move one at a time as slowly as an autoregression with .998."""
+    normal = np.random.default_rng(0).normal(size=(200, 3))
+    frame = pd.DataFrame({"a": normal[:, 0], "c": normal[:, 1], "b": normal[:, 0] + 0.045 * normal[:, 2]})
+    model = TableModel.fit(frame, settings=EXACT, progress=False)
+    scan = model.scan()
+    assert scan == model.scan(frame) == scans.blocked([[0, 2], [1]])
+    assert model.scan(frame, correlation=0) == scans.blocked([[0, 1, 2]])
+    assert model.scan(frame, correlation=1) == scans.blocked([[0], [1], [2]])
+    options = {"chains": 8, "draws": 60, "warmup": 5, "generator": 0}
+    with pytest.warns(MixingWarning, match=r"R-hat is .* at '[ab]', .* at '[ab]' \(of 3"):
+        GibbsSampler(model.conditional(), scan=scans.systematic()).run(**options)
+    assert (
+        GibbsSampler(model.conditional(), scan=scan).run(**options).rhat().max() < 1.05
+    )  # a warning would be an error
+    for wrong in (2, "high", None):
+        with pytest.raises(DataError, match=r"correlation: is .*Pass a number from 0 to 1"):
+            model.scan(correlation=wrong)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"df: is a DataFrame. Pass a data frame with the columns a, c, b"):
+        model.scan(frame[["a"]])

@@ -16,7 +16,6 @@ import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
-from scipy.sparse.csgraph import connected_components
 from sklearn.exceptions import ConvergenceWarning
 
 from flexgen import rng, saving
@@ -27,12 +26,12 @@ from flexgen.data.one_hot import OneHot
 from flexgen.errors import DataError
 from flexgen.laws import MaskLaw
 from flexgen.metrics import ImputationError, classifier_two_sample_test
-from flexgen.plots import compare_rows, rank_correlation
+from flexgen.plots import compare_rows
 from flexgen.processes import Processes
 from flexgen.query import Query
 from flexgen.table_model import TableModel
 from flexgen.tables.checkpoint import TABLE_FILES, earlier_table_files
-from samplers import GibbsSampler, any_order, scans
+from samplers import GibbsSampler, any_order
 
 __all__ = ["run"]
 
@@ -94,9 +93,9 @@ def run(config: DictConfig) -> None:
     model.save_pretrained(output / "model")
 
     conditional = model.conditional()
-    blocks = _blocks(gapped, sampler.block_correlation)
-    console.print(f"Gibbs over {len(blocks)} blocks of columns; {_named(blocks, model.schema.names)}")
-    chains = GibbsSampler(conditional, scan=scans.blocked(blocks)).run(
+    scan = model.scan(gapped, correlation=sampler.block_correlation)
+    console.print(f"Gibbs over {len(scan.blocks)} blocks of columns; {_named(scan.blocks, model.schema.names)}")
+    chains = GibbsSampler(conditional, scan=scan).run(
         chains=sampler.chains,
         draws=sampler.draws,
         warmup=sampler.warmup,
@@ -152,13 +151,7 @@ def _split(df: pd.DataFrame, test_share: float, seed: int) -> tuple[pd.DataFrame
     return df.iloc[order[:cut]].reset_index(drop=True), df.iloc[order[cut:]].reset_index(drop=True)
 
 
-def _blocks(df: pd.DataFrame, least: float) -> list[list[int]]:
-    """Columns tied by a rank correlation of at least `least`, together: updated one by one they would mix slowly."""
-    count, label = connected_components(rank_correlation(df) >= least)
-    return [np.flatnonzero(label == i).tolist() for i in range(count)]
-
-
-def _named(blocks: list[list[int]], names: Sequence[str]) -> str:
+def _named(blocks: Sequence[Sequence[int]], names: Sequence[str]) -> str:
     joint = [" + ".join(names[j] for j in block) for block in blocks if len(block) > 1]
     return "together: " + "; ".join(joint) if joint else "each column on its own"
 

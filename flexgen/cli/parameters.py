@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -16,7 +16,7 @@ from flexgen.errors import ConfigError
 if TYPE_CHECKING:
     from flexgen.tables.settings import TableSettings
 
-__all__ = ["convert", "read", "table_settings"]
+__all__ = ["TrainParameters", "convert", "read", "table_settings"]
 
 T = TypeVar("T")
 
@@ -29,6 +29,22 @@ _EXPECTED = {
     dict: "key: value pairs",
     tuple: "a list",
 }
+
+
+@dataclass(frozen=True)
+class TrainParameters:
+    """The keys of configs/train.yaml, of tables and of videos."""
+
+    output: Path
+    kinds: dict[str, Any]
+    seed: int
+    progress: bool | None
+    overwrite: bool
+    resume: bool
+    data: dict[str, Any]
+    law: dict[str, Any]
+    model: dict[str, Any]
+    training: dict[str, Any]
 
 
 def read(kind: type[T], config: DictConfig | Mapping[str, Any], *, at: str = "") -> T:

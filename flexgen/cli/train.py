@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from flexgen.cli.compose import build
 from flexgen.cli.files import read_source
-from flexgen.cli.parameters import read, table_settings
+from flexgen.cli.parameters import TrainParameters, read, table_settings
 from flexgen.cli.training_folder import TrainingFolder
 from flexgen.data.schema import TableSchema
 from flexgen.laws import MaskLaw
@@ -23,25 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 
-@dataclass(frozen=True)
-class Parameters:
-    """The keys of configs/train.yaml."""
-
-    output: Path
-    kinds: dict[str, Any]
-    seed: int
-    progress: bool | None
-    overwrite: bool
-    resume: bool
-    data: dict[str, Any]
-    law: dict[str, Any]
-    model: dict[str, Any]
-    training: dict[str, Any]
-
-
 def run(config: DictConfig) -> None:
     """Config: configs/train.yaml."""
-    chosen = read(Parameters, config)
+    chosen = read(TrainParameters, config)
     if str(chosen.data.get("_target_", "")).startswith("flexgen.data.videos."):
         from flexgen.cli import train_video
 

@@ -10,8 +10,7 @@ from omegaconf import DictConfig
 
 from flexgen import saving
 from flexgen.cli.compose import build
-from flexgen.cli.parameters import convert, read
-from flexgen.cli.train import Parameters
+from flexgen.cli.parameters import TrainParameters, convert, read
 from flexgen.cli.training_folder import TrainingFolder
 from flexgen.errors import CheckpointError, ConfigError
 from flexgen.laws import MaskLaw
@@ -28,7 +27,7 @@ def run(config: DictConfig) -> None:
     from flexgen.training import TrainingSettings
     from flexgen.video.fit import BackboneSettings
 
-    chosen = read(Parameters, config)
+    chosen = read(TrainParameters, config)
     if chosen.kinds:
         raise ConfigError("kinds", f"is {chosen.kinds}, but the data are videos", "Leave it out.")
     try:

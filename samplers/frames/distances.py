@@ -8,10 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flexgen.checks import renamed
 from flexgen.errors import PlanError
 
-__all__ = ["Distance", "DistanceName", "distance_of", "pixel_distance"]
+__all__ = ["Distance", "DistanceName", "distance_of", "name_distance", "pixel_distance"]
 
 # From frames [M, *site] and frames [M, *site] to their distances [M].
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -34,6 +33,17 @@ def pixel_distance(frames: Tensor, others: Tensor) -> Tensor:
     return found
 
 
+_NAMED: dict[str, Callable[[], Distance]] = {"pixels": lambda: pixel_distance}
+
+
+def name_distance(name: str, make: Callable[[], Distance]) -> None:
+    """Gives a distance a name that plans take. `make` is called when a plan with it is made.
+
+    ``"lpips"`` is so named by ``flexgen.video_pipeline``: networks lie above this floor.
+    """
+    _NAMED[name] = make
+
+
 def distance_of(value: Distance | DistanceName) -> Distance:
     """A distance by name: ``"pixels"`` is `pixel_distance`, ``"lpips"`` FDM's, of ``flexgen.metrics.video.LPIPS``.
 
@@ -41,14 +51,13 @@ def distance_of(value: Distance | DistanceName) -> Distance:
         PlanError: neither a name nor a function.
         DataError: the weights of LPIPS are not installed.
     """
-    if value == "pixels":
-        return pixel_distance
-    if value == "lpips":
-        from flexgen.metrics.video.lpips import LPIPS  # loads torchmetrics
-
-        with renamed(network="distance"):
-            return LPIPS().distance
-    if isinstance(value, str) or not callable(value):
-        raise PlanError("distance", f"is {value!r}", "Choose 'pixels' or 'lpips', or pass a function of two batches.")
-    found: Distance = value
-    return found
+    if isinstance(value, str):
+        make = _NAMED.get(value)
+        if make is not None:
+            return make()
+        if value == "lpips":
+            fix = "Import flexgen.video_pipeline first, or pass flexgen.metrics.video.LPIPS().distance."
+            raise PlanError("distance", "is 'lpips', a network that samplers alone do not know", fix)
+    elif callable(value):
+        return value
+    raise PlanError("distance", f"is {value!r}", "Choose 'pixels' or 'lpips', or pass a function of two batches.")

@@ -12,7 +12,7 @@ A draw holds one query a row and a weight; every loss is ``sum(weight * -log p(x
 """
 
 from samplers.laws import named
-from samplers.laws.base import Exchangeable, Law, Support, Weight
+from samplers.laws.base import Exchangeable, Law, Rows, Sets, Support, Weight
 from samplers.laws.combine import Mixture, NonEmpty, Swap, Within
 from samplers.laws.corrupted import Corrupted
 from samplers.laws.frames import FrameGroups
@@ -57,6 +57,8 @@ __all__ = [
     "QuantileMissing",
     "Rate",
     "Rectangle",
+    "Rows",
+    "Sets",
     "Share",
     "Size",
     "Spans",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -146,8 +147,20 @@ class Law(ABC):
     """A distribution over queries; a value: immutable, printable, built from plain arguments.
 
     A law satisfies `flexgen.laws.MaskLaw`. Unless it says otherwise it draws the target P, and observes every other
-    entry that is present.
+    entry that is present. A law of one's own is a subclass with `draw_sets`, and with `support` where it can be
+    enumerated; it composes with the others.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        former = vars(cls).get("_draw")
+        if former is not None and "draw_sets" not in vars(cls):
+            warnings.warn(
+                f"{cls.__name__} defines _draw, which is called draw_sets now: rename it.",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            cls.draw_sets = former  # type: ignore[method-assign]
 
     def draw(
         self, present: Tensor, *, generator: Randomness, x: Tensor | None = None, groups: Tensor | None = None
@@ -165,12 +178,21 @@ class Law(ABC):
             FlexgenError: an argument of the wrong kind, shape or device.
         """
         _check_rows(present, generator, x, groups)
-        target, observed, weight = self._draw(Rows(present, generator, x, groups))
+        target, observed, weight = self.draw_sets(Rows(present, generator, x, groups))
         return MaskDraw(Query(target, observed), weight)
 
     @abstractmethod
-    def _draw(self, rows: Rows) -> Sets:
-        """The draw, without checks of the arguments."""
+    def draw_sets(self, rows: Rows) -> Sets:
+        """The sets of a query for each row: the method to write. Public callers come through `draw`.
+
+        Args:
+            rows: the entries that are present, bool ``[B, N]``, and the randomness: ``rows.uniform(N)`` are uniform
+                numbers ``[B, N]``, ``rows.generator`` what the functions of `flexgen.rng` take.
+
+        Returns:
+            The target and the observed entries, bool ``[B, N]``, disjoint and among those present, and the weight of
+            the loss, ``[B]``. ``rows.rest(target)`` observes all that is present and no target, with weight 1.
+        """
 
     def support(self, num_sites: int) -> Support:
         """Every query that the law can draw when `num_sites` sites are present, with its probability.

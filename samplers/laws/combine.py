@@ -38,7 +38,7 @@ class Mixture(Law):
         assert self.probabilities is not None
         return list(zip(self.laws, self.probabilities, strict=True))
 
-    def _draw(self, rows: Rows) -> Sets:
+    def draw_sets(self, rows: Rows) -> Sets:
         edges = torch.tensor([p for _, p in self._parts()], dtype=torch.float64).cumsum(0)[:-1].to(rows.present.device)
         which = torch.searchsorted(edges, rows.uniform(), right=True)  # [B]
         target, observed = torch.zeros_like(rows.present), torch.zeros_like(rows.present)
@@ -46,7 +46,7 @@ class Mixture(Law):
         for i, law in enumerate(self.laws):
             mine = (which == i).nonzero().flatten()
             # A child's randomness for each law: a row's draw does not depend on what other rows chose.
-            part = law._draw(rows.fork(i)[mine])
+            part = law.draw_sets(rows.fork(i)[mine])
             target[mine], observed[mine], weight[mine] = part.target, part.observed, part.weight.to(weight.dtype)
         return Sets(target, observed, weight)
 
@@ -73,8 +73,8 @@ class Swap(Law):
     def __post_init__(self) -> None:
         as_law("law", self.law)
 
-    def _draw(self, rows: Rows) -> Sets:
-        target, observed, weight = self.law._draw(rows)
+    def draw_sets(self, rows: Rows) -> Sets:
+        target, observed, weight = self.law.draw_sets(rows)
         return Sets(observed, target, weight)
 
     def support(self, num_sites: int) -> Support:
@@ -101,8 +101,8 @@ class NonEmpty(Law):
     def __post_init__(self) -> None:
         as_law("law", self.law)
 
-    def _draw(self, rows: Rows) -> Sets:
-        return self._filled(self.law._draw(rows), rows.present)
+    def draw_sets(self, rows: Rows) -> Sets:
+        return self._filled(self.law.draw_sets(rows), rows.present)
 
     def support(self, num_sites: int) -> Support:
         inner = self.law.support(num_sites)
@@ -145,9 +145,9 @@ class Within(Law):
         as_law("law", self.law)
         as_law("subset", self.subset)
 
-    def _draw(self, rows: Rows) -> Sets:
-        outer = self.subset._draw(rows)
-        target, observed, weight = self.law._draw(replace(rows, present=outer.target))
+    def draw_sets(self, rows: Rows) -> Sets:
+        outer = self.subset.draw_sets(rows)
+        target, observed, weight = self.law.draw_sets(replace(rows, present=outer.target))
         return Sets(target, observed, weight * outer.weight)
 
     def support(self, num_sites: int) -> Support:

@@ -32,7 +32,7 @@ class FrameGroups(Law):
     def __post_init__(self) -> None:
         at_least("window", self.window, 1)
 
-    def _draw(self, rows: Rows) -> Sets:
+    def draw_sets(self, rows: Rows) -> Sets:
         n, device = rows.num_present, rows.present.device
         longest = n.clamp_max(self.window)
         step = torch.arange(self.window, device=device)

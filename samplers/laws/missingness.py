@@ -63,7 +63,7 @@ class LogisticMissing(Law):
         """Weights, intercepts and means as float32 tensors; tuples of numbers are slow to convert at each draw."""
         return torch.tensor(self.weights), torch.tensor(self.intercepts), torch.tensor(self.means)
 
-    def _draw(self, rows: Rows) -> Sets:
+    def draw_sets(self, rows: Rows) -> Sets:
         x = _values(rows, len(self.intercepts))
         target = rng.bernoulli(self.probability(x, rows.present), generator=rows.generator)
         return rows.rest(target & rows.present)
@@ -157,7 +157,7 @@ class QuantileMissing(Law):
         cut = torch.nanquantile(torch.where(_finite(x), x.double(), math.nan), quantile, dim=0).tolist()
         return cls(drivers, [cut[driver] for driver in drivers], rate, beyond)
 
-    def _draw(self, rows: Rows) -> Sets:
+    def draw_sets(self, rows: Rows) -> Sets:
         x = _values(rows, len(self.drivers))
         driver = torch.tensor(self.drivers, device=x.device)
         value, known = x[:, driver], rows.present[:, driver] & (driver >= 0)

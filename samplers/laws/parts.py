@@ -38,13 +38,13 @@ class Tied(Law):
                 "groups", f"is {self.groups!r}", "Pass Labels or Patches, or None to give groups at draw."
             )
 
-    def _draw(self, rows: Rows) -> Sets:
+    def draw_sets(self, rows: Rows) -> Sets:
         labels, num_groups = self._labels(rows)
         held = rows.present & (labels >= 0)
         place = torch.where(held, labels, num_groups)  # the last place drops what belongs to no group
         flags = torch.zeros(len(rows), num_groups + 1, dtype=torch.bool, device=rows.present.device)
         group_present = flags.scatter_(-1, place, True)[:, :num_groups]
-        target, observed, weight = self.law._draw(Rows(group_present, rows.generator))
+        target, observed, weight = self.law.draw_sets(Rows(group_present, rows.generator))
         free = rows.present & (labels < 0)  # sites of no group are always observed
         return Sets(_expand(target, place), _expand(observed, place) | free, weight)
 
@@ -125,7 +125,7 @@ class Product(Law):
                 "parts", f"cover {covered} sites, but the data have {num_sites}", "Cover every site once."
             )
 
-    def _draw(self, rows: Rows) -> Sets:
+    def draw_sets(self, rows: Rows) -> Sets:
         self._check(rows.num_sites)
         target, observed = torch.zeros_like(rows.present), torch.zeros_like(rows.present)
         weight = rows.ones()
@@ -133,7 +133,7 @@ class Product(Law):
             at = torch.tensor(sites, device=target.device)
             x = None if rows.x is None else rows.x[:, at]
             groups = None if rows.groups is None else rows.groups[:, at]
-            part = law._draw(Rows(rows.present[:, at], rows.generator, x, groups))
+            part = law.draw_sets(Rows(rows.present[:, at], rows.generator, x, groups))
             target[:, at], observed[:, at], weight = part.target, part.observed, weight * part.weight
         return Sets(target, observed, weight)
 

@@ -76,7 +76,7 @@ class PlanWindows(Law):
         law = (share / of_plan.clamp_min(1.0))[plan] * fitting
         return law / law.sum().clamp_min(torch.finfo(torch.float64).tiny)
 
-    def _draw(self, rows: Rows) -> Sets:
+    def draw_sets(self, rows: Rows) -> Sets:
         span, _, _, frames, is_target = self._table
         num_sites, device = rows.num_sites, rows.present.device
         if num_sites and int(span.min()) > num_sites:

@@ -45,7 +45,7 @@ class Blocks(Law):
         if positive("min_aspect", self.min_aspect) > 1:
             raise FlexgenError("min_aspect", f"is {self.min_aspect}", "Pass a ratio of at most 1.")
 
-    def _draw(self, rows: Rows) -> Sets:
+    def draw_sets(self, rows: Rows) -> Sets:
         _check_grid(self.shape, rows.num_sites)
         height, width = self.shape
         covered = torch.zeros(len(rows), height, width, dtype=torch.bool, device=rows.present.device)
@@ -101,7 +101,7 @@ class Rectangle(Law):
         slack = 1e-9  # areas are fractions of whole numbers; the bounds are decimal
         return torch.outer(high, wide) * ((share >= self.min_area - slack) & (share <= self.max_area + slack))
 
-    def _draw(self, rows: Rows) -> Sets:
+    def draw_sets(self, rows: Rows) -> Sets:
         _check_grid(self.shape, rows.num_sites)
         height, width = self.shape
         cdf = self._sides().flatten().cumsum(0).to(rows.present.device)
@@ -155,7 +155,7 @@ class Box(Law):
         target[rows, round(self.left * width) : round(self.right * width)] = True
         return target.flatten()
 
-    def _draw(self, rows: Rows) -> Sets:
+    def draw_sets(self, rows: Rows) -> Sets:
         _check_grid(self.shape, rows.num_sites)
         return rows.rest(self._target().to(rows.present.device) & rows.present)
 
@@ -187,7 +187,7 @@ class Pattern(Law):
         positive("resolution", self.resolution)
         number_in("density", self.density, 0.0, 1.0)
 
-    def _draw(self, rows: Rows) -> Sets:
+    def draw_sets(self, rows: Rows) -> Sets:
         _check_grid(self.shape, rows.num_sites)
         # One cell more than needed, and a random shift within it, so that no site sits on the lattice always.
         coarse = [math.ceil(size * self.resolution) + 4 for size in self.shape]

@@ -19,11 +19,7 @@ def fork(generator: Randomness, *parts: int | str) -> Randomness:
     `Streams` give a keyed child and advance by one, so that what follows is the same whatever the part consumed. A
     ``torch.Generator`` makes no such promise and is returned as it is.
     """
-    if isinstance(generator, torch.Generator):
-        return generator
-    child = Streams(rng.key(generator.seed, "fork", generator.counter, *parts), generator.rows)
-    generator.counter += 1
-    return child
+    return generator.fork(*parts) if isinstance(generator, Streams) else generator
 
 
 def rows_of(generator: Randomness, rows: Tensor) -> Randomness:

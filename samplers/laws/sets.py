@@ -42,7 +42,7 @@ class Bernoulli(Exchangeable):
         if self.weight == "likelihood" and self.rate == 0:
             raise FlexgenError("weight", "is 'likelihood' at rate 0", "Pass a positive rate: the weight is 1/rate.")
 
-    def _draw(self, rows: Rows) -> Sets:
+    def draw_sets(self, rows: Rows) -> Sets:
         rate = as_rate("rate", self.rate).draw(len(rows), generator=rows.generator)
         u = rng.uniform(rows.present.shape, generator=rows.generator)
         target = (u < rate.float()[:, None]) & rows.present
@@ -89,7 +89,7 @@ class FixedCount(Exchangeable):
         if one_of("weight", self.weight, _WEIGHTS) == "likelihood":
             size.probability(torch.ones(1, dtype=torch.int64), torch.ones(1, dtype=torch.int64))
 
-    def _draw(self, rows: Rows) -> Sets:
+    def draw_sets(self, rows: Rows) -> Sets:
         size, n = as_size("size", self.size), rows.num_present
         count = size.draw(n, generator=rows.generator)
         target = choose(count, rows.present, generator=rows.generator)
@@ -137,7 +137,7 @@ class Prefix(Law):
         if one_of("weight", self.weight, _WEIGHTS) == "likelihood":
             length.probability(torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.int64))
 
-    def _draw(self, rows: Rows) -> Sets:
+    def draw_sets(self, rows: Rows) -> Sets:
         size, n = as_size("length", self.length), rows.num_present
         length = size.draw(n, generator=rows.generator)
         end = n if self.ahead is None else torch.minimum(length + self.ahead, n)
@@ -210,7 +210,7 @@ class Strided(Law):
     def __post_init__(self) -> None:
         at_least("step", self.step, 1)
 
-    def _draw(self, rows: Rows) -> Sets:
+    def draw_sets(self, rows: Rows) -> Sets:
         num_offsets = self.step if self.random_offset else 1
         offset = rng.integers(num_offsets, (len(rows), 1), generator=rows.generator)
         return rows.rest((rows.place % self.step == offset) & rows.present)
@@ -243,7 +243,7 @@ class Given(Law):
             )
         freeze(self, target=target, observed=observed)
 
-    def _draw(self, rows: Rows) -> Sets:
+    def draw_sets(self, rows: Rows) -> Sets:
         observed = self._indicator("observed", self.observed, rows.present)
         target = ~observed if self.target is None else self._indicator("target", self.target, rows.present)
         return Sets(target & rows.present, observed & rows.present, rows.ones())
@@ -259,7 +259,7 @@ class Given(Law):
 
     def support(self, num_sites: int) -> Support:
         rows = Rows(torch.ones(1, num_sites, dtype=torch.bool), torch.Generator())
-        return Support.merged([(self._draw(rows), torch.ones(1, dtype=torch.float64))])
+        return Support.merged([(self.draw_sets(rows), torch.ones(1, dtype=torch.float64))])
 
 
 def _plain_weight(weight: Weight, target: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class Spans(Law):
         if not self.mean_length >= 1:
             raise FlexgenError("mean_length", f"is {self.mean_length!r}", "A span holds one site or more.")
 
-    def _draw(self, rows: Rows) -> Sets:
+    def draw_sets(self, rows: Rows) -> Sets:
         targets, spans = span_counts(rows.num_present, self.density, self.mean_length)
         source = rows.fork("spans").generator
         target_lengths = _composition(targets, spans, generator=source)
@@ -116,7 +116,7 @@ class GeometricSpans(Law):
         number_in("p", self.p, 0.0, 1.0)
         at_least("max_length", self.max_length, 1)
 
-    def _draw(self, rows: Rows) -> Sets:
+    def draw_sets(self, rows: Rows) -> Sets:
         n = rows.num_present
         budget = (n.double() * self.density).ceil().long()
         cdf = truncated_geometric(self.p, self.max_length).cumsum(0).to(n.device)
@@ -172,7 +172,7 @@ class NGrams(Law):
         if not 0 <= at_least("count", self.count, 0) <= self.full_length:
             raise FlexgenError("count", f"is {self.count} of {self.full_length}", "Predict at most the whole row.")
 
-    def _draw(self, rows: Rows) -> Sets:
+    def draw_sets(self, rows: Rows) -> Sets:
         n = rows.num_present
         goal = (n * self.count / self.full_length).round().long()
         shortest = 1 + self.alpha // self.beta

@@ -218,5 +218,10 @@ def test_scans_of_samplers() -> None:
         torch.testing.assert_close(stationary(tables, scan), stationary(tables, same), atol=1e-15, rtol=0)  # type: ignore[arg-type]
     law = stationary(joint, scans.blocked([(0, 1), (2,)]))  # type: ignore[arg-type]
     torch.testing.assert_close(law, joint.p, atol=1e-14, rtol=0)
-    with pytest.raises(FlexgenError, match=r"scan: is RandomPermutation\(\)\. Pass 'random', a tuple of sites"):
-        stationary(tables, scans.random_permutation())  # type: ignore[arg-type]
+    mixture = dict.fromkeys(itertools.permutations(range(3)), 1 / 6)
+    permuted = stationary(tables, scans.random_permutation())  # type: ignore[arg-type]
+    torch.testing.assert_close(permuted, stationary(tables, mixture), atol=1e-14, rtol=0)  # type: ignore[arg-type]
+    with pytest.raises(
+        FlexgenError, match=r"scan: is Coloured\(.*\)\)\), which draws several .*\. Pass 'random', a tuple"
+    ):
+        stationary(tables, scans.coloured([[1], [0], []]))  # type: ignore[arg-type]

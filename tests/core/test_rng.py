@@ -36,6 +36,121 @@ def test_rows_do_not_depend_on_the_batch(name):
         assert torch.equal(draw((100, 4), generator=whole)[[42, 3]], draw((2, 4), generator=part))
 
 
+# Of the library Random123, version 1.14: kat_vectors, philox4x32 with 10 rounds.
+KNOWN = [
+    ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+]
+
+
+@pytest.mark.parametrize("shape", [(), (3, 1)])
+@pytest.mark.parametrize(("counter", "key", "answer"), KNOWN)
+def test_philox_gives_the_published_answers(counter, key, answer, shape):
+    words = [torch.full(shape, int(word, 16)) for word in counter.split()]
+    found = rng.philox4x32(words, tuple(int(word, 16) for word in key.split()))
+    assert [f"{int(word.flatten()[0]):08x}" for word in found] == answer.split()
+    broadcast = rng.philox4x32([words[0].view(-1, 1), words[1], words[2].view(1, -1), words[3]], (1, 2))
+    assert all(word.shape == broadcast[0].shape for word in broadcast)
+
+
+def test_streams_are_philox_blocks_of_row_draw_and_place():
+    """By hand: the counter is (place, draw, the row's name in two halves), the key is the seed's."""
+    name, seed = 7 + (5 << 32), 11
+    streams = rng.Streams(seed, torch.tensor([name, 8]), counter=3)
+    bits = streams.bits((2, 5))
+    number = rng.key(seed, "philox")
+    for place in range(2):
+        counter = [torch.tensor(value) for value in (place, 3, 7, 5)]
+        a, b, c, d = rng.philox4x32(counter, (number & 0xFFFFFFFF, number >> 32))
+        assert bits[0, 2 * place : 2 * place + 2].tolist() == [int(a | b << 32), int(c | d << 32)]
+    assert streams.counter == 4
+    words = rng.Streams(seed, torch.tensor([name]), counter=3).words((1, 4))
+    assert torch.equal(words[0, :2], torch.stack([bits[0, 0] & 0xFFFFFFFF, (bits[0, 0] >> 32) & 0xFFFFFFFF]))
+
+
+def test_folds_are_streams_of_their_own():
+    parent = rng.Streams(7, 50)
+    rng.uniform((50,), generator=parent)
+    children = [parent.fold_in(*parts) for parts in (("a",), ("b",), ("a", 1), (1, "a"), (1,), (-1,), (1 << 70,))]
+    children += [parent.fold_in(torch.full((50,), number)) for number in (0, 1, -1)]
+    children += [parent.fold_in("a").fold_in("b"), parent.fold_in("b").fold_in("a"), rng.Streams(7, 50)]
+    firsts = torch.stack([rng.uniform((50,), generator=child, dtype=torch.float64) for child in children])
+    assert len(firsts.flatten().unique()) == firsts.numel()  # 650 of 2^53 meet with probability 2e-11
+    assert parent.counter == 1, "a fold moved its parent"
+    assert all(child.counter == 1 for child in children)
+
+
+def test_folds_depend_on_neither_batch_nor_former_draws():
+    whole, part = rng.Streams(7, 100), rng.Streams(7, torch.tensor([42, 3]))
+    rng.uniform((2, 9), generator=part)
+    numbers = torch.arange(100) % 4
+    for fold in (
+        lambda s, n: s.fold_in("sweep", 3),  # noqa: ARG005
+        lambda s, n: s.fold_in(n),
+        lambda s, n: s.fold_in("draw", n, 2).fold_in(1),
+    ):
+        a, b = fold(whole, numbers), fold(part, numbers[[42, 3]])
+        assert torch.equal(rng.normal((100, 3), generator=a)[[42, 3]], rng.normal((2, 3), generator=b))
+    again = rng.Streams(a.seed, a.rows, counter=a.counter)
+    assert torch.equal(rng.uniform((100,), generator=again), rng.uniform((100,), generator=a))
+
+
+def test_forks_advance_and_do_not_repeat():
+    streams = rng.Streams(7, 5)
+    first, second = streams.fork("part"), streams.fork("part")
+    assert streams.counter == 2
+    assert not torch.equal(rng.uniform((5,), generator=first), rng.uniform((5,), generator=second))
+
+
+def test_folding_in_needs_a_number_a_row():
+    with pytest.raises(
+        FlexgenError, match=r"parts: hold a tensor of shape \(2,\). Pass one number for each stream, \[3\]"
+    ):
+        rng.Streams(0, 3).fold_in(torch.zeros(2, dtype=torch.int64))
+
+
+def bit_test(words):
+    """The least p-value, times their number, of: each bit a fair coin; each bit of neighbours agrees half the time."""
+    bits = (words[..., None] >> torch.arange(32)) & 1  # [n, m, 32]
+    p_values = []
+    for counted in (bits, bits[1:] ^ bits[:-1], bits[:, 1:] ^ bits[:, :-1], bits[..., 1:] ^ bits[..., :-1]):
+        flat = counted.flatten(0, 1)
+        z = (flat.double().mean(0) - 0.5) * 2 * math.sqrt(len(flat))
+        p_values.append(torch.erfc(z.abs() / math.sqrt(2)))
+    every = torch.cat(p_values)
+    return float(every.min()) * len(every)
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("rounds", [10, 2])
+def test_bits_are_fair_coins_and_neighbours_independent_and_few_rounds_are_rejected(rounds):
+    """Over counters that differ in one place of one word, as rows, draws and places do, and over folds of rows."""
+    n = 150
+    for vary in range(4):
+        counter = [torch.zeros(1, 1, dtype=torch.int64)] * 4
+        counter[vary] = torch.arange(n)[:, None]
+        counter[(vary + 1) % 4] = torch.arange(n)[None]
+        words = rng.philox4x32(counter, (1, 0), rounds=rounds)
+        words = torch.stack(torch.broadcast_tensors(*words))  # [4, n, n]
+        worst = min(bit_test(word) for word in words) * 4
+        assert (worst > ALARM) == (rounds == 10)
+
+
+@pytest.mark.statistical
+def test_folds_are_uniform_and_neighbouring_folds_uncorrelated():
+    parent = rng.Streams(1, 500)
+    for u in (
+        torch.stack([rng.uniform((500,), generator=parent.fold_in(i), dtype=torch.float64) for i in range(400)]),
+        rng.uniform((500, 400), generator=parent.fold_in(torch.arange(500)), dtype=torch.float64),
+        rng.uniform((500, 400), generator=rng.Streams(1, 1)[torch.zeros(500).long()].fold_in(torch.arange(500))),
+    ):
+        assert stats.kstest(u.flatten(), "uniform").pvalue > ALARM
+        for a, b in [(u[:-1], u[1:]), (u[:, :-1], u[:, 1:])]:
+            z = ((a - 0.5) * (b - 0.5)).double().mean() * 12 * math.sqrt(b.numel())
+            assert abs(z) < stats.norm.isf(ALARM / 2)
+
+
 def test_state_resumes():
     streams = rng.Streams(7, 10)
     rng.uniform((10, 3), generator=streams)
@@ -123,6 +238,9 @@ def test_categorical_never_leaves_the_support():
     class Highest(rng.Streams):
         def bits(self, shape):
             return torch.full(tuple(shape), -1)
+
+        def words(self, shape):
+            return torch.full(tuple(shape), (1 << 32) - 1)
 
     logits = torch.tensor([[0.0, 0.3, -1.2, float("-inf")]]).expand(5, 4)
     assert rng.categorical(logits, generator=Highest(0, 5)).tolist() == [2] * 5

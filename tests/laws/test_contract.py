@@ -137,7 +137,7 @@ def test_rows_are_independent(name: str) -> None:
 class SharedRate(laws.Law):
     """Wrong on purpose: one rate for the whole batch, as in a published implementation of Simformer's law."""
 
-    def _draw(self, rows: Rows) -> Sets:
+    def draw_sets(self, rows: Rows) -> Sets:
         rate = laws.Beta(1, 4).draw(1, generator=rows.generator)
         observed = (rows.uniform(rows.num_sites) < rate) & rows.present
         return Sets(rows.present & ~observed, observed, rows.ones())
@@ -188,3 +188,40 @@ def test_draws_stay_on_the_device_of_the_data(name: str) -> None:
         drawn = LAWS[name].draw(present, generator=generator, **arguments)
         assert drawn.query.target.device == drawn.weight.device == present.device
         assert not ((drawn.query.target | drawn.query.observed) & ~present).any()
+
+
+class FirstHalf(laws.Law):
+    """A law of one's own."""
+
+    def draw_sets(self, rows: laws.Rows) -> laws.Sets:
+        return rows.rest(rows.spread(torch.arange(rows.num_sites) < rows.num_present[:, None] // 2))
+
+
+def test_a_law_of_ones_own_draws_and_composes() -> None:
+    present = torch.tensor([[True] * 6, [True, False, True, True, False, True]])
+    drawn = FirstHalf().draw(present, generator=Streams(0, 2))
+    assert drawn.query.target.tolist() == [[True] * 3 + [False] * 3, [True, False, True, False, False, False]]
+    assert torch.equal(drawn.query.observed, present & ~drawn.query.target)
+    swapped = laws.Swap(FirstHalf()).draw(present, generator=Streams(0, 2))
+    assert torch.equal(swapped.query.observed, drawn.query.target)
+
+
+def test_the_former_name_of_the_method_works_and_says_the_new_one() -> None:
+    with pytest.warns(DeprecationWarning, match="Former defines _draw, which is called draw_sets now: rename it"):
+
+        class Former(laws.Law):
+            def _draw(self, rows: laws.Rows) -> laws.Sets:
+                return rows.rest(rows.present)
+
+    present = torch.ones(3, 4, dtype=torch.bool)
+    assert Former().draw(present, generator=Streams(0, 3)).query.target.all()
+    assert laws.Mixture([Former(), laws.mae()], [0.5, 0.5]).draw(present, generator=Streams(0, 3))
+
+    class Both(laws.Law):  # for packages that serve two versions
+        def _draw(self, rows: laws.Rows) -> laws.Sets:
+            raise AssertionError(rows)
+
+        def draw_sets(self, rows: laws.Rows) -> laws.Sets:
+            return rows.rest(rows.present)
+
+    assert Both().draw(present, generator=Streams(0, 3)).query.target.all()

@@ -123,7 +123,7 @@ def test_weights_agree_with_enumeration(name: str) -> None:
 class LeftmostFirst(Law):
     """Wrong on purpose: the right sizes, but subsets are not uniform: the first sites are favoured slightly."""
 
-    def _draw(self, rows: Rows) -> Sets:
+    def draw_sets(self, rows: Rows) -> Sets:
         count = laws.UniformSize(1).draw(rows.num_present, generator=rows.generator)
         keys = rows.uniform(rows.num_sites) * torch.linspace(0.9, 1.0, rows.num_sites)
         return rows.rest(keys.argsort(-1).argsort(-1) < count[:, None])
@@ -132,8 +132,8 @@ class LeftmostFirst(Law):
 class EmptyTargets(Law):
     """Wrong on purpose: sizes from 0, so that some queries ask for nothing."""
 
-    def _draw(self, rows: Rows) -> Sets:
-        return laws.FixedCount(laws.UniformSize(0))._draw(rows)
+    def draw_sets(self, rows: Rows) -> Sets:
+        return laws.FixedCount(laws.UniformSize(0)).draw_sets(rows)
 
 
 @pytest.mark.statistical

@@ -18,11 +18,12 @@ from flexgen.exact import ConditionalTables, Gaussian, JointTable, kernels
 from flexgen.query import Query
 from flexgen.rng import Randomness
 from flexgen.space import Space
-from samplers import GibbsSampler, ReducibleWarning, driver, observers, scans
+from samplers import GibbsSampler, MixingWarning, ReducibleWarning, chains, driver, observers, reducibility, scans
+from samplers.reducibility import warn_if_unmixed
 from samplers.scans import Scan
 from tests.samplers.tabulated import FALSE_ALARM, GaussianSites, TabulatedMarginals, markov_chain_joint, p_value
 
-CHAINS = 5_000
+CHAINS = 8_000
 
 
 def last_states(conditional: object, scan: Scan, *, sweeps: int = 15, **options: object) -> Tensor:
@@ -462,3 +463,58 @@ def test_import_is_light() -> None:
         " or m.startswith(('flexgen.exact', 'flexgen.networks', 'flexgen.training'))]; assert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+STICKY = torch.tensor([[0.495, 0.005], [0.005, 0.495]], dtype=torch.float64)
+
+
+def sticky_run(scan: Scan, **options: object) -> None:
+    """Two sites that nearly determine each other, and a third that is free; half of the chains begin at each end."""
+    joint = JointTable(STICKY[..., None] * torch.tensor([0.5, 0.5], dtype=torch.float64))
+    start = torch.tensor([[0, 0, 0], [1, 1, 1]]).repeat(4, 1)
+    GibbsSampler(joint, scan=scan).run(**{"x": start, "draws": 60, "generator": 0, **options})  # type: ignore[arg-type]
+
+
+def test_runs_that_have_not_mixed_say_which_sites_and_what_to_do() -> None:
+    told = r"R-hat is \d\.\d\d at '[01]', \d\.\d\d at '[01]' \(of 3 site.*Run longer.*blocked.*model.scan"
+    with pytest.warns(MixingWarning, match=told):
+        sticky_run(scans.systematic())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sticky_run(scans.blocked([[0, 1], [2]]))
+        sticky_run(scans.systematic(), draws=39)  # too few to say
+        sticky_run(scans.systematic(), store=False)
+        # Chains of different targets may differ.
+        sticky_run(scans.systematic(), clamped=torch.tensor([True, False, False]))
+        sticky_run(scans.systematic(), clamped=torch.tensor([[True, False, False]] * 8))
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("kind", ["normal", "coin", "rare", "ordered"])
+def test_independent_draws_never_warn_and_slow_ones_do(kind: str) -> None:
+    """False alarms at a rate of 1e-6 a run; an autoregression of 0.98 is found in each of as many runs."""
+    generator = torch.Generator().manual_seed(0)
+    for num_draws, num_chains in [(40, 2), (41, 50), (200, 1), (200, 4), (1000, 3)] * 4:
+        noise = torch.randn(num_draws, num_chains, 6, generator=generator, dtype=torch.float64)
+        slow = noise.clone()
+        for t in range(1, num_draws):
+            slow[t] = 0.98 * slow[t - 1] + (1 - 0.98**2) ** 0.5 * noise[t]
+        code = {"normal": lambda x: x, "coin": lambda x: x > 0, "rare": lambda x: x > 2, "ordered": torch.round}[kind]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            warn_if_unmixed(code(noise).double(), list("abcdef"))
+        if kind != "rare" and num_chains > 2 and num_draws <= 200:
+            with pytest.warns(MixingWarning):
+                warn_if_unmixed(code(slow).double(), list("abcdef"))
+
+
+def test_the_check_of_a_large_run_looks_at_a_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reducibility, "_LOOKED_AT", 4000)
+    looked_at = []
+    whole = chains.plain_rhat
+    monkeypatch.setattr(chains, "plain_rhat", lambda draws: looked_at.append(draws.shape) or whole(draws))
+    draws = torch.randn(5000, 50, 2, generator=torch.Generator().manual_seed(0))
+    warn_if_unmixed(draws, ["a", "b"])
+    with pytest.warns(MixingWarning, match=r"at 'b' \(of 2"):
+        warn_if_unmixed(draws + torch.tensor([0.0, 1.0]) * torch.arange(50)[:, None], ["a", "b"])
+    assert all(shape.numel() <= 4000 for shape in looked_at)

@@ -148,7 +148,7 @@ def test_errors_name_argument_and_fix() -> None:
         MetropolisSampler(GaussianSites(torch.eye(2)), lambda x: x.sum(-1), scan=scans.systematic()).run(
             x=torch.zeros(2, 2), draws=1, generator=0
         )
-    with pytest.raises(UnsupportedQueryError, match=r"conditional: MetropolisKernel has no marginals"):
+    with pytest.raises(UnsupportedQueryError, match=r"conditional: MetropolisMove has no marginals"):
         MetropolisSampler(model, energy, scan=scans.coloured([[], [], []])).run(chains=2, draws=1, generator=0)
     with pytest.raises(FlexgenError, match=r"betas: are \[0.5, 1.0\]. Give falling inverse temperatures"):
         ParallelTempering(model, energy, betas=[0.5, 1.0], scan=scans.systematic())

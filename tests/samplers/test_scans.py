@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from flexgen import rng
+from flexgen.compatibility import classifier_scan_test, scan_divergence, stationary
 from flexgen.errors import FlexgenError
-from flexgen.exact import JointTable
+from flexgen.exact import ConditionalTables, JointTable
 from flexgen.query import Query
-from samplers import scans
+from flexgen.rng import Randomness
+from samplers import ChainState, GibbsSampler, scans
 from samplers.scans import Scan, Sweep
-from samplers.schedule import Factorized, Schedule
-from tests.samplers.tabulated import markov_chain_joint, step_kernel
+from samplers.schedule import Factorized, Schedule, Step
+from tests.samplers.tabulated import FALSE_ALARM, TabulatedMarginals, markov_chain_joint, p_value, step_kernel
 
 SIZES = (2, 3, 2, 2)
 CHAIN_GRAPH = [[1], [0, 2], [1, 3], [2]]
@@ -129,9 +135,119 @@ def test_random_scan_visits_free_sites_uniformly() -> None:
     assert ((share[[0, 2, 3]] - 1 / 3).abs() < 5.5 * error).all()  # false alarm below 1e-6
 
 
+@dataclass(frozen=True)
+class EvensFirst(Scan):
+    """A scan of one's own: even sites, then odd ones, `times` over."""
+
+    times: int = 1
+    skip: tuple[int, ...] = ()
+
+    @property
+    def is_fixed(self) -> bool:
+        return True
+
+    def steps(self, free: Tensor, num_rows: int, *, generator: Randomness) -> Iterator[Step]:  # noqa: ARG002
+        num_sites = free.shape[-1]
+        for site in self.times * [*range(0, num_sites, 2), *range(1, num_sites, 2)]:
+            target = free & (torch.arange(num_sites) == site)
+            if site not in self.skip and bool(target.any()):
+                yield Query(target, ~target)
+
+
+class OwnForm(Scan):
+    """A scan that serialises itself in its own way, and whose order is random."""
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+
+    def orders(self, num_sites: int) -> dict[tuple[tuple[int, ...], ...], float]:
+        rest = [(site,) for site in range(num_sites) if site != self.first]
+        return {((self.first,), *rest): 0.5, ((self.first,), *rest[::-1]): 0.5}
+
+    def steps(self, free: Tensor, num_rows: int, *, generator: Randomness) -> Iterator[Step]:
+        blocks = list(self.orders(free.shape[-1]))
+        which = rng.bernoulli(torch.full((num_rows,), 0.5), generator=generator)  # [B]
+        for one, other in zip(*blocks, strict=True):
+            site = torch.where(which, one[0], other[0])
+            target = torch.nn.functional.one_hot(site, free.shape[-1]).bool() & free
+            yield Query(target, ~target)
+
+    def to_dict(self) -> dict[str, object]:
+        return {"scan": self._kind(), "begins": self.first}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, object]) -> OwnForm:
+        return cls(int(str(data["begins"])))
+
+
+@pytest.mark.parametrize("scan", [EvensFirst(2), EvensFirst(skip=(7, 8)), OwnForm(1)], ids=["fixed", "tuple", "own"])
+def test_a_scan_of_ones_own_serialises_itself(scan: Scan) -> None:
+    data = json.loads(json.dumps(scan.over(4).to_dict()))
+    again = Sweep.from_dict(data)
+    assert type(again.scan) is type(scan)
+    assert again.scan.to_dict() == scan.to_dict()
+    assert ":" in data["scan"]["scan"], "a name without its module would clash"
+
+
+class Nameless(Scan):
+    def steps(self, free: Tensor, num_rows: int, *, generator: Randomness) -> Iterator[Step]:  # noqa: ARG002
+        yield Query(free, ~free)
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("scan", [EvensFirst(), OwnForm(1), scans.random_permutation()], ids=["fixed", "own", "perms"])
+def test_a_scan_of_ones_own_runs_resumes_and_is_read_by_the_diagnostics(scan: Scan, tmp_path: Path) -> None:
+    """What the exact diagnostic reads off the scan is where its chains go."""
+    model = TabulatedMarginals(3, seed=1)
+    tables = ConditionalTables(model.tables())
+    sampler = GibbsSampler(model, scan=scan)
+    whole = sampler.run(chains=5_000, draws=2, warmup=14, generator=0)
+    first = sampler.run(chains=5_000, draws=1, warmup=14, generator=0)
+    first.state.save(tmp_path / "state.safetensors")
+    state = ChainState.load(tmp_path / "state.safetensors")
+    assert torch.equal(sampler.run(state=state, draws=1).draws[-1], whole.draws[-1])
+    expected = stationary(tables, scan)
+    assert p_value(whole.draws[-1], expected) > FALSE_ALARM
+    assert scan_divergence(tables, scan, scans.systematic((2, 1, 0))).tv > 0.02
+    assert scan_divergence(tables, scan, scan).tv < 1e-12
+    assert p_value(whole.draws[-1], stationary(tables, (2, 1, 0))) < 1e-9, "the test would not notice another scan"
+
+
+@pytest.mark.statistical
+def test_draws_of_a_scan_of_ones_own_are_told_apart() -> None:
+    model = TabulatedMarginals(3, seed=1)
+    orders = {"evens": EvensFirst(), "same": scans.systematic((0, 2, 1)), "back": scans.systematic((1, 2, 0))}
+    draws = {
+        name: GibbsSampler(model, scan=scan).run(chains=160, draws=5, warmup=15, thin=3, generator=seed)
+        for seed, (name, scan) in enumerate(orders.items())
+    }
+    same = classifier_scan_test({name: draws[name] for name in ("evens", "same")}, generator=0)
+    other = classifier_scan_test({name: draws[name] for name in ("evens", "back")}, generator=0)
+    assert same.p_value > 0.01  # false alarm of a hundredth, for a seed drawn at random
+    assert other.p_value <= 0.001, "the least that its permutations can give"
+
+
 @pytest.mark.parametrize(
     ("make", "text"),
     [
+        (
+            lambda: Nameless().to_dict(),
+            r"scan: is a Nameless, whose fields are not known. Make its class a frozen data",
+        ),
+        (
+            lambda: Nameless().orders(3),
+            r"scan: is .*Nameless.*, which does not say its orders. Define orders\(num_sites\)",
+        ),
+        (lambda: scans.random_permutation().orders(7), r"scan: is RandomPermutation\(\) over 7 sites, 5040 orders"),
+        (
+            lambda: scans.from_dict({"scan": "gone:Mine"}),
+            r"scan: is 'gone:Mine'. .*of your own, import its module first",
+        ),
+        (lambda: scans.systematic([0, 1]).orders(3), r"scan: never visits the free site"),
+        (
+            lambda: scans.coloured([[], [], []]).orders(3),
+            r"scan: is Coloured.*draws several sites from their marginals",
+        ),
         (lambda: scans.systematic([0, 1]).over(3), r"order: never visits the free site\(s\) \[2\]"),
         (lambda: scans.systematic([0, 1, 3]).over(3), r"order: holds site 3. Sites are numbered 0 to 2"),
         (lambda: scans.systematic([0, 1, 1, 2]).over(3), r"order: visits a site twice"),

@@ -23,16 +23,16 @@ def weighted_orders(
     """The orders of positive weight.
 
     Args:
-        scan: ``"random"``, an order of sites and blocks, or a mapping of orders to probabilities; of samplers' scans,
-            those that visit sites or blocks in a fixed order, or one site chosen evenly.
+        scan: ``"random"``, an order of sites and blocks, or a mapping of orders to probabilities; or a sampler's scan,
+            one's own too, that says its ``orders(num_sites)``.
         random: the blocks that a random scan chooses among.
         names: what users call the sites, which orders may use in place of their numbers.
 
     Raises:
         FlexgenError: whatever else `scan` may be.
     """
-    if hasattr(scan, "steps"):
-        scan = _of_sampler(scan, num_sites)
+    if hasattr(scan, "orders"):  # a sampler's; samplers lie above this floor
+        scan = scan.orders(num_sites)
     if isinstance(scan, str):
         if scan != "random":
             raise FlexgenError("scan", f"is {scan!r}", "Say 'random', an order such as (0, 1, 2), or a mixture.")
@@ -44,20 +44,6 @@ def weighted_orders(
     numbers = {name: site for site, name in enumerate(names)}
     orders = [(float(weight), _order(order, num_sites, numbers)) for order, weight in pairs]
     return [(weight, order) for weight, order in orders if weight]
-
-
-def _of_sampler(scan: Any, num_sites: int) -> Any:
-    """A sampler's scan in the words of this module, known by its fields: samplers lie above this floor."""
-    kind = type(scan).__name__
-    if kind == "Systematic":
-        return range(num_sites) if scan.order is None else scan.order
-    if kind == "Blocked":
-        return scan.blocks
-    if kind == "RandomSite":
-        return {(site,): 1 / num_sites for site in range(num_sites)}
-    raise FlexgenError(
-        "scan", f"is {scan!r}", "Pass 'random', a tuple of sites such as (0, 1, 2), or orders with their probabilities."
-    )
 
 
 def _order(order: Any, num_sites: int, numbers: Mapping[str, int]) -> Order:

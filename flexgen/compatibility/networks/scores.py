@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flexgen import rng
 from flexgen.checks import kind_of, whole_number
-from flexgen.compatibility.samples.arguments import check_callable, check_generator, numbers
+from flexgen.compatibility.arguments import check_callable, check_generator, numbers
 from flexgen.errors import DataError
 from flexgen.rng import Randomness
 

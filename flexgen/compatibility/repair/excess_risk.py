@@ -11,7 +11,7 @@ from scipy import stats
 from torch import Tensor
 
 from flexgen.checks import kind_of, whole_number
-from flexgen.compatibility.samples.arguments import check_confidence, numbers
+from flexgen.compatibility.arguments import check_confidence, numbers
 from flexgen.conditional import HasLogProb
 from flexgen.energy.joints import FiniteJoint
 from flexgen.errors import DataError, FlexgenError

@@ -317,7 +317,8 @@ _GAPS = {"rectangles": rectangle_gaps, "circulations": circulation_gaps}
 
 def _other_values(marginals: Marginals, x: Tensor, places: Places) -> Tensor:
     """Draws of the answers to two queries, ``[2, G, N]``, without gradient."""
-    streams = Streams(rng.key(0, "values"), torch.cat([2 * places.names, 2 * places.names + 1]))
+    question = torch.arange(2, device=places.names.device).repeat_interleave(len(places.names))
+    streams = Streams(rng.key(0, "values"), places.names.repeat(2)).fold_in(question)
     with torch.no_grad():
         if isinstance(marginals, CategoricalMarginals):
             own = torch.cat([x, x]).long().clamp(0, marginals.log_probs.shape[-1] - 1)[..., None]

@@ -21,16 +21,16 @@ from torch import Tensor
 
 from flexgen import rng
 from flexgen.checks import kind_of, whole_number
-from flexgen.compatibility.exact.cycles import rectangle_rank
-from flexgen.compatibility.exact.family import ConditionalFamily, Labels
-from flexgen.compatibility.networks.effects import Verdict
-from flexgen.compatibility.samples.arguments import (
+from flexgen.compatibility.arguments import (
     check_callable,
     check_generator,
     check_margin,
     check_significance,
     numbers,
 )
+from flexgen.compatibility.exact.cycles import rectangle_rank
+from flexgen.compatibility.exact.family import ConditionalFamily, Labels
+from flexgen.compatibility.networks.effects import Verdict
 from flexgen.errors import DataError, FlexgenError
 from flexgen.exact import ConditionalTables, JointTable
 from flexgen.rng import Randomness

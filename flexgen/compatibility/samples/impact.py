@@ -19,8 +19,7 @@ from torch import Tensor
 
 from flexgen import rng
 from flexgen.checks import kind_of, whole_number
-from flexgen.compatibility.networks.effects import Verdict
-from flexgen.compatibility.samples.arguments import (
+from flexgen.compatibility.arguments import (
     DrawsOfScans,
     Unit,
     check_callable,
@@ -31,6 +30,7 @@ from flexgen.compatibility.samples.arguments import (
     checked_unit,
     numbers,
 )
+from flexgen.compatibility.networks.effects import Verdict
 from flexgen.compatibility.samples.scans import Units, cut
 from flexgen.errors import DataError, FlexgenError
 from flexgen.rng import Randomness

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from flexgen import rng
 from flexgen.checks import kind_of, whole_number
-from flexgen.compatibility.samples.arguments import (
+from flexgen.compatibility.arguments import (
     DrawsOfScans,
     Unit,
     check_generator,

@@ -127,6 +127,7 @@ def test_the_default_distance_is_of_pixels_and_takes_bytes() -> None:
 
 def test_distances_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torchmetrics")
+    import flexgen.video_pipeline  # noqa: F401 - names "lpips"
     from flexgen.metrics.video import lpips
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
