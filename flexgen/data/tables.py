@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,6 +65,10 @@ def _read(path: Path) -> pd.DataFrame:
         _require_separated(frame, path)
         return frame
     if path.suffix == ".parquet":
+        if importlib.util.find_spec("pyarrow") is None:
+            raise DataError(
+                "path", f"{str(path)!r} needs pyarrow", "pip install 'flexgen-samplers[parquet]', or use .csv."
+            )
         return pd.read_parquet(path)
     raise DataError("path", f"ends in {path.suffix!r}", "Pass a .csv, .tsv or .parquet file.")
 

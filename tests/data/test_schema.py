@@ -1,5 +1,6 @@
 """Data frames to tensors and back."""
 
+import importlib.util
 import json
 import re
 
@@ -161,3 +162,16 @@ def test_unknown_levels_can_be_read_as_missing(frame):
     assert known["grade"].isna().tolist() == [False, True, False]
     pd.testing.assert_frame_equal(known.drop(columns=["kind", "grade"]), later.drop(columns=["kind", "grade"]))
     assert later["kind"].notna().all()
+
+
+def test_a_table_file_without_its_reader_is_a_named_error(tmp_path, monkeypatch):
+    path = tmp_path / "table.parquet"
+    path.write_bytes(b"PAR1")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "pyarrow" else find(name, *rest)
+    )
+    with pytest.raises(
+        DataError, match=r"^path: '.*table\.parquet' needs pyarrow\. pip install 'flexgen-samplers\[parq"
+    ):
+        read_table(path)
