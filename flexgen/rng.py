@@ -15,7 +15,9 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -155,20 +157,31 @@ def philox4x32(counter: Sequence[Tensor], key: tuple[int, int], *, rounds: int =
     Source: Salmon, Moraes, Dror & Shaw (2011), *Parallel random numbers: as easy as 1, 2, 3*; agrees with the known
     answers of their library Random123.
     """
+    if all(part.device.type == "cpu" for part in counter):  # NumPy: a fifth of the time for few numbers, 2/3 for many
+        with np.errstate(over="ignore"):
+            return tuple(torch.as_tensor(part) for part in _philox([part.numpy() for part in counter], key, rounds))
+    return tuple(_philox(counter, key, rounds))
+
+
+def _philox(counter: Sequence[Any], key: tuple[int, int], rounds: int) -> list[Any]:
+    """Of int64 tensors or arrays, whose products wrap as unsigned numbers do; the mask makes the shifts logical."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for number in range(rounds):
-        # The products have 64 bits: int64 wraps as unsigned numbers do, and the mask makes the shifts logical. What
-        # stands above the 32 bits of c1 and c3 is cut off with the rest, one operation later.
-        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # 64 bits
+        c0, c2 = p1 >> 32, p0 >> 32
         if number < 3:  # the shapes still grow
-            c0, c2 = ((p1 >> 32) ^ c1 ^ k0) & _MASK32, ((p0 >> 32) ^ c3 ^ k1) & _MASK32
+            c0, c2 = (c0 ^ c1 ^ k0) & _MASK32, (c2 ^ c3 ^ k1) & _MASK32
         else:
-            c0 = (p1 >> 32).bitwise_xor_(c1).bitwise_xor_(k0).bitwise_and_(_MASK32)
-            c2 = (p0 >> 32).bitwise_xor_(c3).bitwise_xor_(k1).bitwise_and_(_MASK32)
-        c1, c3 = p1, p0
+            c0 ^= c1
+            c0 ^= k0
+            c0 &= _MASK32
+            c2 ^= c3
+            c2 ^= k1
+            c2 &= _MASK32
+        c1, c3 = p1, p0  # what stands above their 32 bits is cut off with the rest, one operation later
         k0, k1 = (k0 + 0x9E3779B9) & _MASK32, (k1 + 0xBB67AE85) & _MASK32
-    return c0, c1 & _MASK32, c2, c3 & _MASK32
+    return [c0, c1 & _MASK32, c2, c3 & _MASK32]
 
 
 def _leading(blocks: Tensor, shape: Sequence[int]) -> Tensor:
