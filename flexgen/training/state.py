@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from flexgen import rng
 from flexgen.training.batches import TrainingData, fingerprint
 from flexgen.training.checkpoint import Checkpoint, require_same
 from flexgen.training.ema import Ema
@@ -77,6 +78,7 @@ def identity(
         "data": fingerprint(data),
         "held-out data": {} if held_out is None else fingerprint(held_out),
         "objective": {"name": named.__qualname__} | _described(objective),
+        "random streams": {"generator": rng.GENERATOR},
         "network": {"trainable weights": sum(w.numel() for w in network.parameters() if w.requires_grad)},
     }
 

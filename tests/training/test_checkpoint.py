@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flexgen import saving
+from flexgen import rng, saving
 from flexgen.errors import CheckpointError
 from flexgen.training import (
     Checkpoint,
@@ -213,6 +213,13 @@ def test_another_network_objective_or_data_set_is_named(trained: Path) -> None:
 
     with pytest.raises(CheckpointError, match=r"objective differ: name was MaskedLikelihood and is now .*Other"):
         train(network, Other(toy.UniformLaw()), data, SETTINGS, **rest)
+
+
+def test_a_run_that_drew_by_another_generator_is_not_continued(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, objective, data, held_out = toy.parts()
+    monkeypatch.setattr(rng, "GENERATOR", "another")
+    with pytest.raises(CheckpointError, match="random streams differ: generator was philox4x32-10 and is now another"):
+        train(network, objective, data, SETTINGS, held_out=held_out, directory=trained, resume=True)
 
 
 def test_a_constant_rate_may_be_prolonged(tmp_path: Path) -> None:
