@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help setup demo mazes notebooks wheel test kill lint format slow clean
+.PHONY: help setup demo mazes notebooks wheel test fuzz kill lint format slow clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -53,6 +53,9 @@ slow: $(READY)  ## The long tests as well
 
 kill: $(READY)  ## Kill everything that is saved or resumed a hundred times each, and see what is found
 	$(BIN)/python -m tests.kill.kills --kills 100
+
+fuzz: $(READY)  ## 20 000 calls with wrong arguments over the public face; prints a table and what failed
+	$(BIN)/python -m tests.fuzz.fuzzer --calls 20000
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -25,9 +25,9 @@ from torch.distributions import Distribution
 
 from flexgen import rng
 from flexgen.answers import AnyQuery, Prefixes, answers_of, check_query
-from flexgen.checks import kind_of
+from flexgen.checks import instance, kind_of
 from flexgen.errors import FlexgenError, SpaceError, UnsupportedQueryError
-from flexgen.query import Query
+from flexgen.query import Query, question
 from flexgen.rng import Randomness
 from flexgen.space import Space
 
@@ -213,7 +213,13 @@ class CategoricalMarginals:
 
     def log_prob(self, x: Tensor) -> Tensor:
         # Places that the caller will not read may hold anything.
-        codes = x.nan_to_num(0.0).long().clamp(0, self.log_probs.shape[-1] - 1)  # [B, N]
+        if not isinstance(x, Tensor) or x.shape != self.log_probs.shape[:2] or x.is_complex() or x.is_sparse:
+            told = f"has shape {tuple(x.shape)}, {x.dtype}" if isinstance(x, Tensor) else f"is {kind_of(x)}"
+            fix = f"Pass codes {list(self.log_probs.shape[:2])}, one a row and site."
+            raise FlexgenError("x", told, fix)
+        if not self.log_probs.shape[-1]:
+            raise FlexgenError("log_probs", f"has shape {tuple(self.log_probs.shape)}", "Pass one category or more.")
+        codes = x.nan_to_num(0.0, 0.0, 0.0).long().clamp(0, self.log_probs.shape[-1] - 1)  # [B, N]
         return self.log_probs.gather(-1, codes[..., None]).squeeze(-1)
 
     def sample(self, *, generator: Randomness) -> Tensor:
@@ -439,11 +445,13 @@ class MarginalConditional:
 
         Targets that are independent by what `answers` declares are always summed, in one evaluation.
         """
+        rows = question(x, query)
+        instance("factorized", factorized, bool, "Pass True or False.")
         if factorized and order is not None:
             raise UnsupportedQueryError("order", "is given with factorized=True", "A product has no order: drop one.")
         if factorized or answers_of(self).factorizes(query):
             return self._sum_at_targets(x, query)
-        query = query.expand(len(x))
+        query = rows
         total: Tensor | None = None
         for step in self._chain(query, order):
             term = self._sum_at_targets(x, step)
@@ -455,13 +463,14 @@ class MarginalConditional:
 
         Targets that are independent by what `answers` declares are drawn in one evaluation.
         """
+        rows = question(x, query)
         if answers_of(self).factorizes(query):
             sites, is_target = target_sites(query)
             draw = marginals_at(self, x, query, sites).sample(generator=generator).to(x.dtype)
             if sites.ndim == 2:
                 draw = torch.where(_over_events(is_target, x), draw, take_at(x, sites))
             return put_at(x, sites, draw)
-        query = query.expand(len(x))
+        query = rows
         for step in self._chain(query, order):
             if takes_sites(self):
                 sites = step.target.long().argmax(-1, keepdim=True)  # [B, 1]; 0 in rows that have no target left

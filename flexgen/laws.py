@@ -8,6 +8,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from flexgen.checks import instance, kind_of, real_tensor
+from flexgen.errors import FlexgenError
 from flexgen.query import Query
 from flexgen.rng import Randomness
 
@@ -34,6 +36,22 @@ class MaskDraw:
     kept: Tensor | None = None
     replaced: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        instance("query", self.query, Query, "Pass a flexgen.Query, a row an item.")
+        for name in ("weight", "kept", "replaced"):
+            given = getattr(self, name)
+            if given is None and name != "weight":
+                continue
+            shape = tuple(self.query.target.shape[: self.query.target.ndim - 1 if name == "weight" else 2])
+            known = (shape, (), (1,)) if name == "weight" else (shape,)
+            is_tensor = isinstance(given, Tensor) and not given.is_complex()
+            one_query = is_tensor and name == "weight" and not shape and given.ndim == 1  # of all rows of the data
+            if not is_tensor or (tuple(given.shape) not in known and not one_query):
+                told = f"has shape {tuple(given.shape)}" if isinstance(given, Tensor) else f"is {kind_of(given)}"
+                raise FlexgenError(name, told, f"Pass a tensor of shape {shape}, as the query has it.")
+            if name != "weight" and given.dtype != torch.bool:
+                raise FlexgenError(name, f"is {kind_of(given)}", "Pass True and False.")
+
     def shown(self, x: Tensor, random_values: Tensor) -> tuple[Tensor, Tensor]:
         """A network's input: values like `x`, and bool ``[B, N]``, the sites at which they may be read.
 
@@ -41,6 +59,11 @@ class MaskDraw:
             x: ``[B, N, ...]``, the data.
             random_values: like x, the values of the sites to be replaced.
         """
+        for name, given in (("x", x), ("random_values", random_values)):
+            real_tensor(name, given, "[B, N, ...]")
+            if given.shape[:2] != self.query.observed.shape or (name == "random_values" and given.shape != x.shape):
+                fix = f"Pass the rows of the query, {tuple(self.query.observed.shape)}."
+                raise FlexgenError(name, f"has shape {tuple(given.shape)}", fix)
         visible = self.query.observed
         if self.kept is not None:
             visible = visible | self.kept

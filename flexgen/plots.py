@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
+from flexgen.checks import instance, whole_number
 from flexgen.errors import DataError
 
 __all__ = ["REAL", "SAMPLED", "Picture", "compare_rows", "informative_columns", "rank_correlation"]
@@ -90,7 +91,7 @@ def informative_columns(frame: pd.DataFrame, most: int = 5) -> list[str]:
 
     Near-copies (correlation almost 1) show as a line and independent columns as a cloud; neither shows much.
     """
-    strength = rank_correlation(frame)
+    strength, most = rank_correlation(frame), whole_number("most", most, 2)
     np.fill_diagonal(strength, 0.0)
     if len(frame.columns) <= most:
         return list(frame.columns)
@@ -108,8 +109,17 @@ def informative_columns(frame: pd.DataFrame, most: int = 5) -> list[str]:
 
 def rank_correlation(frame: pd.DataFrame) -> np.ndarray:
     """Strength, 0 to 1, of the rank correlation of every two columns, ``[N, N]``; categories are ranked by code."""
-    codes = frame.apply(lambda c: c if pd.api.types.is_numeric_dtype(c) else c.astype("category").cat.codes)
-    strength: np.ndarray = codes.astype(float).rank().corr().abs().fillna(0.0).to_numpy(copy=True)
+    instance("frame", frame, pd.DataFrame, "Pass a pandas.DataFrame, one row an item.", DataError)
+    if not frame.columns.is_unique:
+        raise DataError("frame", "names a column twice", "Give each column its own name.")
+    try:
+        codes = {
+            name: c.astype(float) if pd.api.types.is_numeric_dtype(c) else c.astype("category").cat.codes
+            for name, c in frame.items()
+        }
+    except (TypeError, ValueError) as error:  # cells that hold several values, or complex numbers
+        raise DataError("frame", f"holds what has no order ({error})", "Pass numbers and categories.") from error
+    strength: np.ndarray = pd.DataFrame(codes).astype(float).rank().corr().abs().fillna(0.0).to_numpy(copy=True)
     return strength
 
 

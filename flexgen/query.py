@@ -7,15 +7,17 @@ whose answers must agree.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from flexgen.errors import QueryError
+from flexgen.checks import MOST_ENTRIES, instance, kind_of, site_numbers, usable_device, whole_number
+from flexgen.errors import QueryError, SpaceError
 
-__all__ = ["Query"]
+__all__ = ["Query", "question"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,14 +38,8 @@ class Query:
     observed: Tensor
 
     def __post_init__(self) -> None:
-        for name, sites in (("target", self.target), ("observed", self.observed)):
-            if not isinstance(sites, Tensor) or sites.dtype != torch.bool:
-                kind = sites.dtype if isinstance(sites, Tensor) else type(sites).__name__
-                raise QueryError(
-                    name, f"must be a boolean tensor, got {kind}", "Use Query.of(...) to name sites by their numbers."
-                )
-            if sites.ndim not in (1, 2):
-                raise QueryError(name, f"has shape {tuple(sites.shape)}", "Pass shape [N] or [B, N].")
+        for name, given in (("target", self.target), ("observed", self.observed)):
+            _check_set(name, given)
         if self.target.shape != self.observed.shape:
             raise QueryError(
                 "observed",
@@ -57,7 +53,7 @@ class Query:
                 "Move both to one device.",
             )
         overlap = self.target & self.observed
-        if overlap.any():
+        if overlap.device.type != "meta" and overlap.any():
             site = int(overlap.nonzero()[0, -1])
             raise QueryError(
                 "observed",
@@ -87,18 +83,27 @@ class Query:
         >>> Query.of(target=[3], observed=[0, 1, 2], num_sites=8)
         Query(3 | 0-2; 4 of 8 sites marginalised)
         """
-        return cls(
-            _indicator("target", target, num_sites).to(device), _indicator("observed", observed, num_sites).to(device)
-        )
+        num_sites = whole_number("num_sites", num_sites, 0, QueryError, most=MOST_ENTRIES)
+        device = None if device is None else usable_device("device", device)
+        sets = [
+            _indicator(
+                name, list(sites) if isinstance(sites, Mapping) else sites, num_sites
+            )  # {site: value}: its sites
+            for name, sites in (("target", target), ("observed", observed))
+        ]
+        return cls(*(each.to(device) for each in sets))
 
     @classmethod
     def rest(cls, observed: Tensor) -> Query:
         """All that is not observed is the target: p(x_rest | x_observed)."""
-        return cls(~observed, observed)
+        _check_set("observed", observed)
+        return cls._trusted(~observed, observed)
 
     @classmethod
     def complete(cls, site: int, *, num_sites: int, device: torch.device | str | None = None) -> Query:
         """The complete conditional p(x_site | all others)."""
+        num_sites = whole_number("num_sites", num_sites, 0, QueryError, most=MOST_ENTRIES)
+        device = None if device is None else usable_device("device", device)
         target = _indicator("site", [site], num_sites).to(device)
         return cls._trusted(target, ~target)
 
@@ -134,16 +139,23 @@ class Query:
                     "Pass one query of shape [N], or one row of it for each row of x.",
                 )
             return self
+        if type(num_rows) is not int or not 0 <= num_rows <= MOST_ENTRIES:
+            num_rows = whole_number("num_rows", num_rows, 0, QueryError)
         return Query._trusted(self.target.expand(num_rows, -1), self.observed.expand(num_rows, -1))
 
     def to(self, device: torch.device | str) -> Query:
+        device = usable_device("device", device)
         return Query._trusted(self.target.to(device), self.observed.to(device))
 
     def __getitem__(self, rows: slice | Tensor) -> Query:
         """Some rows of a batched query."""
         if not self.is_batched:
             raise QueryError("query", "has no rows to select from", "Call query.expand(num_rows) first.")
-        return Query._trusted(self.target[rows], self.observed[rows])
+        try:
+            return Query._trusted(self.target[rows], self.observed[rows])
+        except (IndexError, TypeError, RuntimeError, ValueError) as error:
+            fix = f"Pass a slice, or a tensor of numbers of rows, 0 to {len(self.target) - 1}."
+            raise QueryError("rows", f"are {kind_of(rows)}", fix) from error
 
     def chain(self, order: Tensor | None = None) -> Iterator[Query]:
         """The chain rule: single-target queries whose product of answers is this query's answer.
@@ -161,6 +173,7 @@ class Query:
         target, observed = self.target, self.observed
         if order is None:
             order = torch.arange(self.num_sites, device=self.device)
+        _check_order(order, target)
         if order.ndim > target.ndim:
             target, observed = target.expand(len(order), -1), observed.expand(len(order), -1)
         if order.shape[-1] != self.num_sites or bool(
@@ -171,7 +184,7 @@ class Query:
                 f"has shape {tuple(order.shape)} and rows that are no permutation of the {self.num_sites} sites",
                 f"Every row names each of 0 to {self.num_sites - 1} once.",
             )
-        order = order.expand(target.shape)
+        order = order.long().expand(target.shape)
         visited = target.gather(-1, order)  # [.., N] whether the site visited at each place is a target
         step_of_place = visited.long().cumsum(-1) - 1
         step_of_site = torch.empty_like(step_of_place).scatter_(-1, order, step_of_place)  # [.., N]
@@ -194,13 +207,57 @@ class Query:
         return f"Query({_ranges(self.target)} | {_ranges(self.observed)}{tail})"
 
 
-def _indicator(name: str, sites: Iterable[int], num_sites: int) -> Tensor:
-    numbers = [int(site) for site in sites]
-    outside = [site for site in numbers if not 0 <= site < num_sites]
-    if outside:
-        raise QueryError(name, f"holds site {outside[0]}", f"Sites are numbered 0 to {num_sites - 1} (num_sites - 1).")
+def question(x: Tensor, query: Any) -> Query:
+    """What every conditional checks at its door: `query`, with a row for each of `x`.
+
+    Raises:
+        QueryError: no query, or one with another number of rows.
+        SpaceError: `x` is no tensor of real numbers with rows.
+    """
+    if not isinstance(x, Tensor) or x.ndim == 0:
+        raise SpaceError("x", f"is {kind_of(x)}", "Pass a tensor [B, N]: one row an item, one column a site.")
+    if x.is_complex() or x.layout != torch.strided:
+        raise SpaceError("x", f"is a tensor of {x.dtype}, {x.layout}", "Pass a dense tensor of real numbers [B, N].")
+    if not isinstance(query, Query):
+        fix = "Pass a flexgen.Query, for example Query.of(target=[3], observed=[0, 1], num_sites=8)."
+        raise QueryError("query", f"is {kind_of(query)}", fix)
+    if x.ndim > 1 and query.num_sites != x.shape[1]:
+        raise QueryError("query", f"is over {query.num_sites} sites, but x has {x.shape[1]}", "Let the two agree.")
+    if query.device != x.device:
+        raise QueryError("query", f"is on {query.device}, but x on {x.device}", "Move both to one device.")
+    found: Query = query.expand(x.shape[0])
+    return found
+
+
+def _check_set(name: str, given: object) -> None:
+    if not isinstance(given, Tensor) or given.dtype != torch.bool or given.layout != torch.strided:
+        kind = type(given).__name__
+        if isinstance(given, Tensor):
+            kind = str(given.dtype if given.dtype != torch.bool else given.layout)
+        raise QueryError(
+            name, f"must be a boolean tensor, got {kind}", "Use Query.of(...) to name sites by their numbers."
+        )
+    if given.ndim not in (1, 2):
+        raise QueryError(name, f"has shape {tuple(given.shape)}", "Pass shape [N] or [B, N].")
+
+
+def _check_order(order: object, target: Tensor) -> None:
+    """Kind and shape; that each row is a permutation is a question of the values."""
+    fix = f"Pass whole numbers [N] = [{target.shape[-1]}] or [B, N]: every row names each site once."
+    instance("order", order, Tensor, fix, QueryError)
+    assert isinstance(order, Tensor)
+    if order.is_floating_point() or order.is_complex() or order.dtype == torch.bool or order.layout != torch.strided:
+        raise QueryError("order", f"is {kind_of(order)}", fix)
+    if order.device != target.device:
+        raise QueryError("order", f"is on {order.device}, but the query on {target.device}", "Move both to one device.")
+    rows = order.shape[0] if order.ndim == 2 else 1
+    if order.ndim not in (1, 2) or (order.ndim == 2 == target.ndim and rows not in (1, target.shape[0])):
+        raise QueryError("order", f"has shape {tuple(order.shape)} for sets {tuple(target.shape)}", fix)
+
+
+def _indicator(name: str, given: Iterable[int], num_sites: int) -> Tensor:
     indicator = torch.zeros(num_sites, dtype=torch.bool)
-    indicator[numbers] = True
+    indicator[list(site_numbers(name, given, num_sites, error=QueryError))] = True
     return indicator
 
 

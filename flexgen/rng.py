@@ -12,10 +12,12 @@ Conditionals draw through the functions of this module (`uniform`, `normal`, `ca
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
-from collections.abc import Sequence
-from typing import Any
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -46,18 +48,69 @@ GENERATOR = "philox4x32-10"
 _MASK63 = (1 << 63) - 1
 _MASK32 = (1 << 32) - 1
 
+_Answer = TypeVar("_Answer")
+_Arguments = ParamSpec("_Arguments")
+
+
+def _drawing(function: Callable[_Arguments, _Answer]) -> Callable[_Arguments, _Answer]:
+    """Tells what torch could not use of the arguments; to check them before each draw would cost as much as it does."""
+
+    @functools.wraps(function)
+    def draw(*args: _Arguments.args, **named: _Arguments.kwargs) -> _Answer:
+        try:
+            return function(*args, **named)
+        except FlexgenError:
+            raise
+        except (
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            MemoryError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
+            kinds = {name: named[name] for name in sorted(named)} | dict(enumerate(args))
+            told = ", ".join(f"{name} is of type {type(value).__name__}" for name, value in kinds.items())
+            reason = (str(error).strip().split("\n") or [""])[0][:200].rstrip(".")
+            problem = f"cannot be used by rng.{function.__name__} ({told}: {reason})"
+            fix = "Pass sizes that fit in memory and a torch.Generator or Streams; see the function's documentation."
+            raise FlexgenError("arguments", problem, fix) from error
+
+    return draw
+
 
 def key(seed: int, *parts: int | str) -> int:
     """A 63-bit seed for one purpose: a hash of (seed, parts). Different parts give unrelated streams."""
-    text = "/".join([str(int(seed)), *(str(part) for part in parts)])
+    text = "/".join([str(_whole("seed", seed)), *(str(part) for part in parts)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") & _MASK63
 
 
+@_drawing
 def stream(seed: int, *parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator of its own for one purpose, for example ``stream(seed, "window", 17)``."""
     generator = torch.Generator(device=device)
     generator.manual_seed(key(seed, *parts))
     return generator
+
+
+def _whole(argument: str, value: Any) -> int:
+    """As ``checks.whole_number``, which stands above this module."""
+    if type(value) is int and -_MOST_BITS < value < _MOST_BITS:
+        return value
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        found = operator.index(value)
+    except (TypeError, RuntimeError, NotImplementedError):
+        raise FlexgenError(argument, f"is of type {type(value).__name__}", "Pass a whole number.") from None
+    if not -_MOST_BITS < found < _MOST_BITS:
+        raise FlexgenError(argument, f"has {found.bit_length()} bits", "Pass a whole number of 128 bits or fewer.")
+    return found
+
+
+_MOST_ROWS = 1 << 28
+_MOST_BITS = 1 << 128
 
 
 class Streams:
@@ -72,10 +125,17 @@ class Streams:
         counter: how many draws were made before, below 2^32; with `seed` and `rows` it is the whole state.
     """
 
+    @_drawing
     def __init__(self, seed: int, rows: int | Tensor, *, counter: int = 0, device: torch.device | str = "cpu") -> None:
-        self.seed = int(seed)
-        self.rows = torch.arange(rows, device=device) if isinstance(rows, int) else rows.to(torch.int64)
-        self.counter = int(counter)
+        self.seed = _whole("seed", seed)
+        self.counter = _whole("counter", counter)
+        if isinstance(rows, Tensor) and rows.ndim == 1 and not (rows.is_floating_point() or rows.is_complex()):
+            self.rows = rows.to(torch.int64)
+        else:
+            num_rows = _whole("rows", rows)
+            if not 0 <= num_rows <= _MOST_ROWS:
+                raise FlexgenError("rows", f"is {num_rows}", f"Pass their number, 0 to {_MOST_ROWS}, or their names.")
+            self.rows = torch.arange(num_rows, device=device)
 
     @property
     def device(self) -> torch.device:
@@ -84,6 +144,7 @@ class Streams:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @_drawing
     def __getitem__(self, rows: slice | Tensor) -> Streams:
         """The streams of some rows, at the same counter; advance them in step with the whole."""
         return Streams(self.seed, self.rows[rows], counter=self.counter)
@@ -118,12 +179,14 @@ class Streams:
     def state_dict(self) -> dict[str, object]:
         return {"seed": self.seed, "rows": self.rows.cpu(), "counter": self.counter}
 
+    @_drawing
     def bits(self, shape: Sequence[int]) -> Tensor:
         """Random int64 of `shape`, whose first dimension is the rows. Advances the counter by one."""
         one, two, three, four = self._blocks(shape, numbers_a_block=2)
         pairs = torch.stack([one | (two << 32), three | (four << 32)], -1)  # [B, n / 2, 2]
         return _leading(pairs, shape)
 
+    @_drawing
     def words(self, shape: Sequence[int]) -> Tensor:
         """Random numbers of 32 bits as int64, otherwise as `bits` and at half the price."""
         return _leading(torch.stack(self._blocks(shape, numbers_a_block=4), -1), shape)
@@ -200,6 +263,7 @@ def _words(number: int) -> tuple[int, int]:
 Randomness = torch.Generator | Streams
 
 
+@_drawing
 def resolve(generator: Randomness | int | None, device: torch.device | str = "cpu") -> Randomness:
     """The source of randomness that an optional argument stands for.
 
@@ -207,14 +271,18 @@ def resolve(generator: Randomness | int | None, device: torch.device | str = "cp
     """
     if isinstance(generator, torch.Generator | Streams):
         return generator
+    seed = None if generator is None else _whole("generator", generator)
+    if seed is not None and not -(1 << 63) <= seed < 1 << 64:
+        raise FlexgenError("generator", f"is {seed}", "A seed has 64 bits.")
     fresh = torch.Generator(device=device)
-    if generator is None:
+    if seed is None:
         fresh.seed()
     else:
-        fresh.manual_seed(int(generator))
+        fresh.manual_seed(seed)
     return fresh
 
 
+@_drawing
 def seed_from(generator: Randomness | int | None) -> int:
     """A seed drawn from `generator`, from which keyed streams can be derived."""
     if isinstance(generator, Streams):
@@ -228,6 +296,7 @@ def seed_from(generator: Randomness | int | None) -> int:
     return int(torch.randint(_MASK63, (), generator=source, device=source.device))
 
 
+@_drawing
 def uniform(shape: Sequence[int], *, generator: Randomness, dtype: torch.dtype = torch.float32) -> Tensor:
     """Uniform numbers in the half-open [0, 1), exactly representable in `dtype`."""
     if isinstance(generator, torch.Generator):
@@ -237,6 +306,7 @@ def uniform(shape: Sequence[int], *, generator: Randomness, dtype: torch.dtype =
     return (generator.words(shape) >> 8).to(torch.float32).mul_(2.0**-24).to(dtype)
 
 
+@_drawing
 def normal(shape: Sequence[int], *, generator: Randomness, dtype: torch.dtype = torch.float32) -> Tensor:
     """Standard normal numbers."""
     if isinstance(generator, torch.Generator):
@@ -251,17 +321,20 @@ def normal(shape: Sequence[int], *, generator: Randomness, dtype: torch.dtype = 
     return _leading(torch.stack([radius * angle.cos(), radius * angle.sin()], -1), shape).to(dtype)
 
 
+@_drawing
 def gumbel(shape: Sequence[int], *, generator: Randomness, dtype: torch.dtype = torch.float32) -> Tensor:
     """Standard Gumbel numbers, finite."""
     u = uniform(shape, generator=generator, dtype=torch.float64)
     return (-torch.log(-torch.log1p(-u).clamp_max(-(2.0**-60)))).to(dtype)
 
 
+@_drawing
 def bernoulli(probability: Tensor, *, generator: Randomness) -> Tensor:
     """Bool of the shape of `probability`, True with that probability."""
     return uniform(probability.shape, generator=generator, dtype=_real(probability.dtype)) < probability
 
 
+@_drawing
 def categorical(logits: Tensor, *, generator: Randomness) -> Tensor:
     """Categories int64 ``[B, ..]`` from unnormalised log-probabilities ``[B, .., K]``, by inversion of the CDF.
 
@@ -275,11 +348,13 @@ def categorical(logits: Tensor, *, generator: Randomness) -> Tensor:
     return (cdf <= threshold[..., None]).sum(-1)
 
 
+@_drawing
 def integers(high: int, shape: Sequence[int], *, generator: Randomness) -> Tensor:
     """Integers int64, uniform on 0 .. high - 1 (bias below high * 2^-53)."""
     return (uniform(shape, generator=generator, dtype=torch.float64) * high).long()
 
 
+@_drawing
 def permutation(num_rows: int, size: int, *, generator: Randomness) -> Tensor:
     """Independent uniform permutations, int64 ``[num_rows, size]``."""
     return uniform((num_rows, size), generator=generator, dtype=torch.float64).argsort(-1)

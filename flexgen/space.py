@@ -11,9 +11,24 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from flexgen.checks import (
+    MOST_ENTRIES,
+    entries,
+    freeze,
+    instance,
+    kind_of,
+    malformed,
+    mapping,
+    one_of,
+    real_tensor,
+    shape_of,
+    whole_number,
+)
 from flexgen.errors import SpaceError
 
 __all__ = ["Site", "Space"]
+
+MOST_STATES = 1 << 28  # entries of a list of states, 2 GiB
 
 Kind = Literal["real", "integer", "categorical"]
 
@@ -36,8 +51,10 @@ class Site:
     name: str = ""
 
     def __post_init__(self) -> None:
-        if self.kind not in ("real", "integer", "categorical"):
-            raise SpaceError("kind", f"is {self.kind!r}", "Choose 'real', 'integer' or 'categorical'.")
+        one_of("kind", self.kind, ("real", "integer", "categorical"), SpaceError)
+        whole_number("num_categories", self.num_categories, -MOST_ENTRIES, SpaceError, most=MOST_ENTRIES)
+        freeze(self, shape=shape_of("shape", self.shape, least=0, error=SpaceError))
+        instance("name", self.name, str, "Pass a text.", SpaceError)
         if self.kind == "categorical" and self.num_categories < 1:
             raise SpaceError(
                 "num_categories", f"is {self.num_categories}", "A categorical site needs at least one category."
@@ -61,20 +78,26 @@ class Space:
     sites: tuple[Site, ...]
 
     def __post_init__(self) -> None:
+        sites = entries("sites", self.sites, "Pass a tuple of Site(...), one a site.", error=SpaceError)
+        for place, site in enumerate(sites):
+            instance(f"sites[{place}]", site, Site, "Pass Site('real'), Site('categorical', 3), ...", SpaceError)
+        freeze(self, sites=sites)
         if len({site.shape for site in self.sites}) > 1:
             raise SpaceError("sites", "have events of different shapes", "Give every site the same shape.")
 
     @classmethod
     def real(cls, num_sites: int, *, shape: Sequence[int] = ()) -> Space:
-        return cls((Site("real", shape=tuple(shape)),) * num_sites)
+        return cls((Site("real", shape=shape),) * _count(num_sites))  # type: ignore[arg-type]
 
     @classmethod
     def binary(cls, num_sites: int) -> Space:
-        return cls((Site("categorical", 2),) * num_sites)
+        return cls((Site("categorical", 2),) * _count(num_sites))
 
     @classmethod
     def categorical(cls, num_categories: Sequence[int]) -> Space:
-        return cls(tuple(Site("categorical", int(k)) for k in num_categories))
+        fix = "Pass the number of categories of each site, for example [2, 2, 3]."
+        counts = entries("num_categories", num_categories, fix, error=SpaceError)
+        return cls(tuple(Site("categorical", count) for count in counts))
 
     @property
     def num_sites(self) -> int:
@@ -111,6 +134,8 @@ class Space:
         self._require_finite()
         if not self.sites:
             return torch.zeros(1, 0, dtype=torch.int64)
+        if self.num_states * self.num_sites > MOST_STATES:
+            raise SpaceError("space", f"has {self.num_states} states of {self.num_sites} sites", "List fewer.")
         return torch.cartesian_prod(*(torch.arange(k) for k in self.num_categories)).view(-1, self.num_sites)
 
     def iter_states(self) -> Iterator[tuple[int, ...]]:
@@ -129,12 +154,15 @@ class Space:
                 first site at fault.
         """
         expected = (self.num_sites, *self.site_shape)
+        real_tensor(argument, x, f"[B, {', '.join(map(str, expected))}]", error=SpaceError)
         if x.ndim != 1 + len(expected) or tuple(x.shape[1:]) != expected:
             raise SpaceError(
                 argument,
                 f"has shape {tuple(x.shape)}",
                 f"Pass shape [B, {', '.join(map(str, expected))}]: one row an item, one column a site.",
             )
+        if where is not None:
+            _check_where(where, x)
         flat = x.reshape(len(x), self.num_sites, math.prod(self.site_shape))  # [B, N, E]
         read = (
             torch.ones_like(flat, dtype=torch.bool)
@@ -180,9 +208,31 @@ class Space:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Space:
-        return cls(tuple(Site(**{**site, "shape": tuple(site["shape"])}) for site in data["sites"]))
+        """The space of such a form.
+
+        Raises:
+            SpaceError: not what `to_dict` gives.
+        """
+        fix = "Pass what Space.to_dict gave."
+        mapping("data", data, fix, SpaceError)
+        with malformed("data", fix, SpaceError):
+            return cls(tuple(Site(**{**site, "shape": tuple(site["shape"])}) for site in data["sites"]))
 
     def __repr__(self) -> str:
         counts = {kind: sum(site.kind == kind for site in self.sites) for kind in ("real", "integer", "categorical")}
         parts = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n)
         return f"Space({self.num_sites} sites: {parts})"
+
+
+def _count(num_sites: int) -> int:
+    return whole_number("num_sites", num_sites, 0, SpaceError, most=MOST_ENTRIES)
+
+
+def _check_where(where: object, x: Tensor) -> None:
+    fix = f"Pass booleans [N] = [{x.shape[1]}] or [B, N] = [{x.shape[0]}, {x.shape[1]}]."
+    if not isinstance(where, Tensor) or where.dtype != torch.bool or where.layout != torch.strided:
+        raise SpaceError("where", f"is {kind_of(where)}", fix)
+    if tuple(where.shape) not in ((x.shape[1],), (1, x.shape[1]), (x.shape[0], x.shape[1])):
+        raise SpaceError("where", f"has shape {tuple(where.shape)}", fix)
+    if where.device != x.device:
+        raise SpaceError("where", f"is on {where.device}, but x on {x.device}", "Move both to one device.")

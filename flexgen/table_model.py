@@ -15,7 +15,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from flexgen import rng
-from flexgen.checks import folder_path, is_number, kind_of, randomness, renamed, whole_number
+from flexgen.checks import (
+    entries,
+    flag,
+    folder_path,
+    instance,
+    is_number,
+    kind_of,
+    randomness,
+    renamed,
+    usable_device,
+    whole_number,
+)
 from flexgen.data.schema import TableSchema
 from flexgen.data.selection import Columns, column_numbers, given_row, query_of
 from flexgen.errors import DataError
@@ -39,6 +50,9 @@ _ROWS_AT_ONCE = 4096
 Method = Literal["mean", "mode", "draw"]
 METHODS = get_args(Method)
 
+_MOST_DRAWS = 1 << 20
+_MOST_ENTRIES = 1 << 32  # of a frame that is drawn at once, 32 GiB
+
 
 class TableModel:
     """Distributions of any columns of a table given any others.
@@ -52,9 +66,10 @@ class TableModel:
     """
 
     def __init__(self, schema: TableSchema, conditional: TableConditional, report: FitReport | None = None) -> None:
-        self.schema = schema
-        self._conditional = conditional
-        self.report = report or FitReport()
+        fix = "Make a model with TableModel.fit(df) or TableModel.from_pretrained(folder)."
+        self.schema = instance("schema", schema, TableSchema, fix, DataError)
+        self._conditional = instance("conditional", conditional, TableConditional, fix, DataError)
+        self.report = FitReport() if report is None else instance("report", report, FitReport, fix, DataError)
 
     @classmethod
     def fit(
@@ -91,8 +106,9 @@ class TableModel:
         if settings is not None and not isinstance(settings, TableSettings):
             raise DataError("settings", f"is {kind_of(settings)}", "Pass a TableSettings(...).")
         if law is not None and not isinstance(law, MaskLaw):
-            raise DataError("law", f"is {law!r}", "Pass a law of samplers.laws, such as laws.any_order().")
+            raise DataError("law", f"is {kind_of(law)}", "Pass a law of samplers.laws, such as laws.any_order().")
         seed = whole_number("seed", seed, 0)
+        instance("resume", resume, bool, "Pass True or False.", DataError)
         if checkpoint_dir is not None:
             checkpoint_dir = folder_path("checkpoint_dir", checkpoint_dir)
         elif resume:
@@ -125,7 +141,7 @@ class TableModel:
 
     def to(self, device: torch.device | str) -> TableModel:
         """Moves the model; frames are computed on its device from then on."""
-        self._conditional.to(device)
+        self._conditional.to(usable_device("device", device))
         return self
 
     @property
@@ -156,12 +172,12 @@ class TableModel:
             processes: share the batches with the other processes of the job (``flexgen.processes.Processes()`` under
                 torchrun), all of which make this call and get its result.
         """
-        if method not in METHODS:
-            raise DataError("method", f"is {method!r}", "Choose 'mean', 'mode' or 'draw'.")
-        num_draws = whole_number("num_draws", num_draws, 1)
+        if not isinstance(method, str) or method not in METHODS:
+            raise DataError("method", f"is {kind_of(method)}", "Choose 'mean', 'mode' or 'draw'.")
+        num_draws = whole_number("num_draws", num_draws, 1, DataError, most=_MOST_DRAWS)
         if num_draws > 1 and method != "draw":
             raise DataError("num_draws", f"is {num_draws} with method {method!r}", "Pass 1, or method='draw'.")
-        batch_size = whole_number("batch_size", batch_size, 1)
+        batch_size, progress = whole_number("batch_size", batch_size, 1), flag("progress", progress)
         generator = randomness("generator", generator)
         x = self.schema.encode(df)
         seed = rng.seed_from(generator) if method == "draw" else 0
@@ -192,6 +208,8 @@ class TableModel:
         Each frame draws from a seed of its own, derived from `generator` and its number.
         """
         seed = rng.seed_from(randomness("generator", options.pop("generator", None)))
+        if isinstance(frames, str | bytes | pd.DataFrame | Mapping | Tensor) or not hasattr(frames, "__iter__"):
+            raise DataError("frames", f"is {kind_of(frames)}", "Pass an iterable of data frames.")
         for number, frame in enumerate(frames):
             yield self.impute(frame, method, generator=rng.key(seed, "frame", number), **options)
 
@@ -221,11 +239,14 @@ class TableModel:
             progress: show a bar.
             processes: as in `impute`.
         """
-        num_rows = whole_number("num_rows", num_rows, 0)
+        num_rows = whole_number("num_rows", num_rows, 0, most=1 << 32)
         num_sweeps = whole_number("num_sweeps", num_sweeps, 0)
-        batch_size = whole_number("batch_size", batch_size, 1)
+        batch_size, progress = whole_number("batch_size", batch_size, 1), flag("progress", progress)
         if scan is not None and not isinstance(scan, Scan):
             raise DataError("scan", f"is {kind_of(scan)}", "Pass a scan of samplers.scans, such as scans.random().")
+        if num_rows * len(self.schema.columns) > _MOST_ENTRIES:
+            fix = "Draw in parts: row i of a seed is the same whatever num_rows is."
+            raise DataError("num_rows", f"is {num_rows} of {len(self.schema.columns)} columns", fix)
         if (scan is None) != (num_sweeps == 0):
             raise DataError(
                 "num_sweeps", f"is {num_sweeps} with scan {scan}", "Pass a scan and at least one sweep, or neither."
@@ -411,10 +432,8 @@ class TableModel:
 
 
 def _quantiles(quantiles: Any) -> list[float]:
-    if isinstance(quantiles, str) or not isinstance(quantiles, Iterable):
-        raise DataError("quantiles", f"is {kind_of(quantiles)}", "Pass a list of numbers, such as [0.05, 0.5, 0.95].")
-    chosen = list(quantiles)
+    chosen = entries("quantiles", quantiles, "Pass a list of numbers, such as [0.05, 0.5, 0.95].", error=DataError)
     for q in chosen:
         if not isinstance(q, Real) or not 0 < float(q) < 1:
-            raise DataError("quantiles", f"holds {q!r}", "Pass numbers between 0 and 1.")
+            raise DataError("quantiles", f"holds {kind_of(q)}", "Pass numbers between 0 and 1.")
     return [float(q) for q in chosen]

@@ -22,9 +22,10 @@ from torch import Tensor
 
 from flexgen import rng
 from flexgen.answers import AnyQuery, answers_of, check_query
+from flexgen.checks import instance, malformed, mapping, randomness, real_tensor, whole_number, whole_tensor
 from flexgen.conditional import Conditional, HasDecoder, HasLogProb, HasMarginals, marginals_at, take_at
 from flexgen.errors import FlexgenError, SpaceError, UnsupportedQueryError
-from flexgen.query import Query
+from flexgen.query import Query, question
 from flexgen.rng import Randomness
 from samplers.schedule import SiteQuery, Walk, first_in_order, query_from_dict, query_to_dict, run
 
@@ -44,6 +45,7 @@ class AnyOrder:
     order: Tensor | None = None
 
     def __post_init__(self) -> None:
+        instance("query", self.query, Query, "Pass a flexgen.Query.")
         if self.order is not None:
             _check_order("order", self.order, self.query.num_sites)
 
@@ -61,7 +63,7 @@ class AnyOrder:
         return self.num_evaluations
 
     def walk(self, x: Tensor, *, generator: Randomness) -> Walk:
-        query = self.query.expand(len(x))
+        query = question(x, self.query)
         order = self.order
         if order is None:
             order = rng.permutation(len(x), query.num_sites, generator=generator)
@@ -72,8 +74,11 @@ class AnyOrder:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> AnyOrder:
-        order = None if data["order"] is None else torch.tensor(data["order"], dtype=torch.int64)
-        return cls(query_from_dict(data["query"]), order)
+        fix = "Pass what to_dict() gave."
+        mapping("data", data, fix)
+        with malformed("data", fix, FlexgenError):
+            order = None if data["order"] is None else torch.tensor(data["order"], dtype=torch.int64)
+            return cls(query_from_dict(data["query"]), order)
 
     def __repr__(self) -> str:
         how = "random orders" if self.order is None else "given order"
@@ -115,12 +120,15 @@ def log_prob(
     Cost: M evaluations for every target.
     """
     if query is None:
+        real_tensor("x", x, "[B, N]", ndim=2, error=SpaceError)
         query = Query.rest(torch.zeros(x.shape[1], dtype=torch.bool, device=x.device))
-    query = query.expand(len(x))
+    query = question(x, query)
     refuse_missing(x, query, targets=True)
-    if isinstance(orders, int):
+    if not isinstance(orders, Tensor):
+        orders = whole_number("orders", orders, most=1 << 20)
         if orders < 1:
             raise FlexgenError("orders", f"is {orders}", "Average over at least one order.")
+        randomness("generator", generator)
         if generator is None:
             raise FlexgenError("generator", "is not given, but orders are to be drawn", "Pass one, or pass the orders.")
         source = rng.resolve(generator, x.device)
@@ -144,13 +152,14 @@ def log_prob(
 
 def energy(conditional: Conditional, orders: Tensor) -> Callable[[Tensor], Tensor]:
     """-log of the any-order likelihood over fixed orders ``[M, N]``, for `MetropolisSampler`."""
-    if orders.ndim not in (1, 2):
+    if whole_tensor("orders", orders, "[N] or [M, N]").ndim not in (1, 2):
         raise FlexgenError("orders", f"has shape {tuple(orders.shape)}", "Pass fixed orders, [N] or [M, N].")
     return lambda x: -log_prob(conditional, x, orders=orders)
 
 
 def refuse_missing(x: Tensor, query: Query, *, targets: bool = False) -> None:
     """Raises if a value that a query will read is NaN."""
+    real_tensor("x", x, "[B, N]", error=SpaceError)
     if not x.is_floating_point():
         return
     read = query.observed | query.target if targets else query.observed
@@ -167,6 +176,10 @@ def refuse_missing(x: Tensor, query: Query, *, targets: bool = False) -> None:
 
 def _site_by_site(query: Query, order: Tensor) -> Generator[SiteQuery, Tensor | None, None]:
     """The queries of ``query.chain(order)``, for a batched query, with the site's number along."""
+    if order.ndim == 2 and len(order) not in (1, len(query.target)):
+        raise FlexgenError(
+            "order", f"has {len(order)} rows for {len(query.target)} rows of x", "Pass [N], or one a row."
+        )
     sites, counts = first_in_order(query.target, order.to(query.device))  # [B, N], [B]
     num_steps, fewest = int(counts.max()), int(counts.min())
     observed = query.observed
@@ -207,8 +220,13 @@ def _one_order(conditional: Conditional, x: Tensor, query: Query, order: Tensor)
 
 
 def _check_order(argument: str, order: Tensor, num_sites: int) -> None:
+    whole_tensor(argument, order, f"of permutations of the {num_sites} sites")
     places = torch.arange(num_sites, device=order.device)
-    if order.shape[-1] != num_sites or not torch.equal(order.sort(-1).values, places.expand(order.shape)):
+    if (
+        order.ndim == 0
+        or order.shape[-1] != num_sites
+        or not torch.equal(order.sort(-1).values, places.expand(order.shape))
+    ):
         raise FlexgenError(
             argument,
             f"holds rows that are no permutation of the {num_sites} sites (shape {tuple(order.shape)})",

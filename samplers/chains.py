@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from flexgen.checks import entries, one_of, real_tensor
 from flexgen.errors import FlexgenError
 
 __all__ = ["Summary", "autocovariance", "ess", "rhat", "summary", "to_arviz"]
@@ -55,6 +56,7 @@ def ess(draws: Tensor, *, kind: Literal["bulk", "tail", "mean"] = "bulk") -> Ten
 
     A quantity that never varies has the number of draws, by convention.
     """
+    one_of("kind", kind, ("bulk", "tail", "mean"))
     if kind == "bulk":
         return _in_chunks(lambda part: _ess(_rank_normalised(_split(part))), draws)
     if kind == "mean":
@@ -93,6 +95,8 @@ class Summary:
 
 def summary(draws: Tensor, names: Sequence[str]) -> Summary:
     """Mean, sd, Monte Carlo standard error of the mean (mcse), R-hat and effective sizes of draws ``[S, B, N]``."""
+    real_tensor("draws", draws, "[S, B, N]", error=FlexgenError)
+    names = tuple(str(name) for name in entries("names", names, "Pass one name a site."))
     if draws.ndim != 3 or draws.shape[2] != len(names):
         raise FlexgenError(
             "draws", f"have shape {tuple(draws.shape)}", f"Pass [S, B, N] with N = {len(names)}, one name a site."
@@ -124,6 +128,9 @@ def to_arviz(draws: Tensor, names: Sequence[str]) -> Any:
 
 def autocovariance(x: Tensor) -> Tensor:
     """Biased autocovariances (divided by S) along the first dimension, at lags 0 .. S-1, by FFT."""
+    if real_tensor("x", x, "[S, ...]", error=FlexgenError).ndim == 0 or not len(x) or not x.is_floating_point():
+        raise FlexgenError("x", f"has shape {tuple(x.shape)} and type {x.dtype}", "Pass real numbers [S, ...], S > 0.")
+    x = x.double() if x.dtype == torch.half else x
     num_draws = len(x)
     size = 1 << (2 * num_draws - 1).bit_length()  # zero padding, at least 2 S, keeps the ends from meeting
     spectrum = torch.fft.rfft(x - x.mean(0), n=size, dim=0)
@@ -202,7 +209,8 @@ def _ess(x: Tensor) -> Tensor:
 
 def _in_chunks(measure: Callable[[Tensor], Tensor], draws: Tensor) -> Tensor:
     """`measure` of draws ``[S, B, ...]``, some quantities at a time, which bounds the memory."""
-    if draws.ndim < 2 or len(draws) < 4:
+    real_tensor("draws", draws, "[S, B, ...]", error=FlexgenError)
+    if draws.ndim < 2 or len(draws) < 4 or not draws.shape[1]:
         raise FlexgenError(
             "draws", f"have shape {tuple(draws.shape)}", "Pass [S, B, ...]: at least 4 draws of one or more chains."
         )

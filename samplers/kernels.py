@@ -159,7 +159,7 @@ class ScanKernel(Kernel):
                 "Pass a conditional; of a model, model.conditional().",
             )
         if not isinstance(scan, Scan):
-            raise FlexgenError("scan", f"is {scan!r}", "Pass a scan of samplers.scans, such as scans.random().")
+            raise FlexgenError("scan", f"is {kind_of(scan)}", "Pass a scan of samplers.scans, such as scans.random().")
         self.conditional = conditional
         self.scan = scan
         self._last: tuple[Tensor, Sweep] | None = None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flexgen import rng
+from flexgen.checks import callable_
 from flexgen.conditional import CanSample, Conditional, HasLogProb, HasMarginals, marginals_at, take_at
 from flexgen.errors import FlexgenError, UnsupportedQueryError
 from flexgen.query import Query
@@ -135,6 +136,7 @@ class MetropolisKernel(MetropolisMove, ScanKernel):
 
     def __init__(self, conditional: Conditional, energy: Energy, *, scan: Scan | None = None) -> None:
         ScanKernel.__init__(self, conditional, scan=systematic() if scan is None else scan)
+        callable_("energy", energy, "Pass a function from [B, N] to [B].")
         MetropolisMove.__init__(self, conditional, energy)
 
     def step(self, state: KernelState, streams: Streams) -> tuple[KernelState, Info]:

@@ -7,6 +7,7 @@ goes on.
 from __future__ import annotations
 
 import itertools
+import math
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from flexgen.checks import MOST_ENTRIES, entries, kind_of, number, real_tensor, whole_number
 from flexgen.errors import FlexgenError
 
 __all__ = ["Histogram", "MeanVariance", "Observer", "PairwiseCounts", "undivided"]
@@ -41,7 +43,9 @@ class MeanVariance:
         self._squares = torch.zeros(())
 
     def update(self, x: Tensor) -> None:
-        x = x.to(torch.float64)
+        x = real_tensor("x", x, "[B, N]", error=FlexgenError).to(torch.float64)
+        if self.num_draws and x.shape != self.mean.shape:
+            raise FlexgenError("x", f"has shape {tuple(x.shape)}", f"Pass {list(self.mean.shape)}, as before.")
         self.num_draws += 1
         deviation = x - self.mean
         self.mean = self.mean + deviation / self.num_draws
@@ -62,9 +66,15 @@ class Histogram:
     """
 
     def __init__(self, bins: int | Sequence[float]) -> None:
-        edges = [k - 0.5 for k in range(bins + 1)] if isinstance(bins, int) else [float(edge) for edge in bins]
-        if len(edges) < 2 or any(a >= b for a, b in itertools.pairwise(edges)):
-            raise FlexgenError("bins", f"are {bins}", "Give a number of categories, or at least two rising edges.")
+        if isinstance(bins, int):
+            edges = [k - 0.5 for k in range(whole_number("bins", bins, most=MOST_ENTRIES) + 1)]
+        else:
+            fix = "Give a number of categories, or at least two rising edges."
+            edges = [_edge(edge) for edge in entries("bins", bins, fix)]
+        if len(edges) < 2 or not all(a < b for a, b in itertools.pairwise(edges)):
+            raise FlexgenError(
+                "bins", f"are {kind_of(bins)}", "Give a number of categories, or at least two rising edges."
+            )
         self.edges = torch.tensor(edges, dtype=torch.float64)
         self.counts = torch.zeros(0, len(edges) - 1, dtype=torch.int64)
         """int64 ``[N, bins]``."""
@@ -72,7 +82,7 @@ class Histogram:
 
     def update(self, x: Tensor) -> None:
         num_bins = len(self.edges) - 1
-        sites = x.shape[1]
+        sites = _states(x).shape[1]
         if not len(self.counts):
             self.edges = self.edges.to(x.device)
             self.counts = torch.zeros(sites, num_bins, dtype=torch.int64, device=x.device)
@@ -91,12 +101,12 @@ class PairwiseCounts:
     """
 
     def __init__(self, num_categories: int) -> None:
-        self.num_categories = num_categories
+        self.num_categories = whole_number("num_categories", num_categories, 1, most=1 << 16)
         self.num_seen = 0
         self._counts = torch.zeros(0)
 
     def update(self, x: Tensor) -> None:
-        codes = torch.arange(self.num_categories, device=x.device)
+        codes = torch.arange(self.num_categories, device=_states(x).device)
         indicator = (x.long()[..., None] == codes).to(torch.float64).flatten(1)  # [B, N * K]
         together = indicator.T @ indicator  # exact: whole numbers far below 2^53
         self._counts = together if not self.num_seen else self._counts + together
@@ -134,3 +144,12 @@ def undivided() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous or signal.SIG_DFL)
         if waiting:
             signal.raise_signal(signal.SIGINT)
+
+
+def _states(x: Tensor) -> Tensor:
+    return real_tensor("x", x, "[B, N]", ndim=2, error=FlexgenError)
+
+
+def _edge(edge: object) -> float:
+    """A number; the outermost may be infinite."""
+    return float(edge) if isinstance(edge, float) and math.isinf(edge) else number("bins", edge)

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 from flexgen import rng
+from flexgen.checks import instance, malformed, mapping, number, one_of, whole_number
 from flexgen.conditional import Conditional
 from flexgen.errors import FlexgenError
-from flexgen.query import Query
+from flexgen.query import Query, question
 from flexgen.rng import Randomness
 from samplers.any_order import refuse_missing
 from samplers.schedule import Factorized, Walk, query_from_dict, query_to_dict, run
@@ -57,14 +58,13 @@ class ParallelDecode:
     remask: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.rule not in ("confidence", "random"):
-            raise FlexgenError("rule", f"is {self.rule!r}", "Choose 'confidence' or 'random'.")
-        if self.noise_schedule not in ("cosine", "linear"):
-            raise FlexgenError("noise_schedule", f"is {self.noise_schedule!r}", "Choose 'cosine' or 'linear'.")
-        if self.temperature < 0:
-            raise FlexgenError("temperature", f"is {self.temperature}", "Give a number from 0.")
-        if not 0 <= self.remask < 1:
+        instance("query", self.query, Query, "Pass a flexgen.Query.")
+        one_of("rule", self.rule, ("confidence", "random"))
+        one_of("noise_schedule", self.noise_schedule, ("cosine", "linear"))
+        number("temperature", self.temperature, 0.0, fix="Give a number from 0.")
+        if not 0 <= number("remask", self.remask, fix="Give a share from 0 to below 1.") < 1:
             raise FlexgenError("remask", f"is {self.remask}", "Give a share from 0 to below 1.")
+        whole_number("num_steps", self.num_steps)
         most = int(self.query.target.sum(-1).max()) if self.query.target.numel() else 0
         if self.num_steps < min(most, 1):
             raise FlexgenError("num_steps", f"is {self.num_steps}", "Give at least one evaluation.")
@@ -89,7 +89,7 @@ class ParallelDecode:
         return self.num_steps
 
     def walk(self, x: Tensor, *, generator: Randomness) -> Walk:
-        query = self.query.expand(len(x))
+        query = question(x, self.query)
         num_targets = query.target.sum(-1)  # [B]
         filled = torch.zeros_like(query.target)  # [B, N]
         confidence = torch.zeros(query.target.shape, dtype=torch.float64, device=query.device)  # of filled sites
@@ -140,7 +140,10 @@ class ParallelDecode:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ParallelDecode:
-        return cls(**{**data, "query": query_from_dict(data["query"])})
+        fix = "Pass what to_dict() gave."
+        mapping("data", data, fix)
+        with malformed("data", fix, FlexgenError):
+            return cls(**{**data, "query": query_from_dict(data["query"])})
 
     def __repr__(self) -> str:
         return f"ParallelDecode({self.query}, {self.rule}, {self.noise_schedule}, {self.num_steps} evaluations)"

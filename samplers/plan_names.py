@@ -19,6 +19,8 @@ def plan_name(name: str) -> str:
     Raises:
         PlanError: no plan has this name.
     """
+    if not isinstance(name, str):
+        raise PlanError("plan", f"is a {type(name).__name__}", f"Choose one of {CHOICES}.")
     plain = name.strip().lower().replace("_", "-").replace("hierarchical", "hierarchy")
     plain = f"{plain}-2" if plain in ("hierarchy", "adaptive-hierarchy") else plain
     if not _NAME.fullmatch(plain):

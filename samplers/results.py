@@ -11,6 +11,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from flexgen import rng, saving
+from flexgen.checks import malformed, mapping, real_tensor, whole_number
 from flexgen.errors import CheckpointError, FlexgenError
 from samplers import chains as diagnostics
 
@@ -69,10 +70,22 @@ class ChainState:
 
         Raises:
             CheckpointError: its random streams are those of an earlier flexgen, with which it cannot go on bit for bit.
+            FlexgenError: it is no such state.
         """
+        fix = "Pass what state_dict() gave."
+        mapping("data", data, fix)
         _require_streams("data", "the state", data.get("streams"))
-        memory = {name.removeprefix(_MEMORY): v for name, v in data.items() if name.startswith(_MEMORY)}
-        return cls(data["x"], data["clamped"], data["chain_ids"], int(data["seed"]), int(data["num_sweeps"]), memory)
+        with malformed("data", fix, FlexgenError):
+            x, clamped, chain_ids = (
+                real_tensor(name, data[name], "as state_dict() gave it") for name in ("x", "clamped", "chain_ids")
+            )
+            seed, num_sweeps = (whole_number(name, data[name], -(1 << 127)) for name in ("seed", "num_sweeps"))
+            of_kernel = {name: value for name, value in data.items() if name.startswith(_MEMORY)}
+            memory = {
+                name.removeprefix(_MEMORY): real_tensor(name, value, "as state_dict() gave it")
+                for name, value in of_kernel.items()
+            }
+            return cls(x, clamped, chain_ids, seed, num_sweeps, memory)
 
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file, what is no tensor in its header as JSON; in place only once it is whole.

@@ -22,7 +22,21 @@ import torch
 from torch import Tensor
 
 from flexgen import rng
-from flexgen.checks import kind_of, renamed
+from flexgen.checks import (
+    MOST_ENTRIES,
+    doors,
+    entries,
+    freeze,
+    instance,
+    kind_of,
+    malformed,
+    mapping,
+    real_tensor,
+    renamed,
+    source,
+    whole_number,
+    whole_numbers,
+)
 from flexgen.errors import FlexgenError
 from flexgen.query import Query
 from flexgen.rng import Randomness
@@ -49,6 +63,14 @@ _MAX_CACHED_SITES = 4096
 _MAX_PERMUTED_SITES = 6  # 720 orders
 
 
+def _checked_free(argument: str, free: object) -> Tensor:
+    found = real_tensor(argument, free, "[N] or [B, N]", error=FlexgenError)
+    if found.dtype != torch.bool or found.ndim not in (1, 2):
+        problem = f"has shape {tuple(found.shape)} and type {found.dtype}"
+        raise FlexgenError(argument, problem, "Pass booleans [N] or [B, N], True where a site is free.")
+    return found
+
+
 class Scan(ABC):
     """In which order the free sites are visited; see the module's docstring.
 
@@ -61,6 +83,8 @@ class Scan(ABC):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         Scan._KINDS[cls._kind()] = cls
+        of_sites = {"free": _checked_free}
+        doors(cls, check=of_sites, cost=of_sites, steps={**of_sites, "num_rows": whole_number, "generator": source})
 
     @classmethod
     def _kind(cls) -> str:
@@ -72,6 +96,7 @@ class Scan(ABC):
 
     def cost(self, free: Tensor) -> int:
         """Evaluations of one sweep."""
+        free = _checked_free("free", free)
         return int(free.sum(-1).max()) if free.numel() else 0
 
     @property
@@ -85,9 +110,9 @@ class Scan(ABC):
         Args:
             free: bool ``[N]``, or ``[B, N]`` where rows differ; or the number of sites, all of them free.
         """
-        if isinstance(free, int):
-            free = torch.ones(free, dtype=torch.bool)
-        self.check(free)
+        if not isinstance(free, Tensor):
+            free = torch.ones(whole_number("free", free, most=MOST_ENTRIES), dtype=torch.bool)
+        self.check(_checked_free("free", free))
         return Sweep(self, free, num_sweeps)
 
     def check(self, free: Tensor) -> None:  # noqa: B027
@@ -130,13 +155,15 @@ class Scan(ABC):
 
         Classes are found where they were defined by subclassing; nothing is imported by name.
         """
-        if cls is Scan:
-            kind = Scan._KINDS.get(data.get("scan", ""))
-            if kind is None:
+        mapping("data", data, "Pass what scan.to_dict() gave.")
+        with malformed("data", "Pass what scan.to_dict() gave.", FlexgenError):
+            if cls is not Scan:
+                return cls(**{name: _tuples(value) for name, value in data.items() if name != "scan"})
+            name = data.get("scan")
+            if not isinstance(name, str) or name not in Scan._KINDS:
                 fix = f"Choose one of {', '.join(Scan._KINDS)}; of a scan of your own, import its module first."
-                raise FlexgenError("scan", f"is {data.get('scan')!r}", fix)
-            return kind.from_dict(data)
-        return cls(**{name: _tuples(value) for name, value in data.items() if name != "scan"})
+                raise FlexgenError("scan", f"is {kind_of(name)}", fix)
+            return Scan._KINDS[name].from_dict(data)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,6 +173,11 @@ class Sweep:
     scan: Scan
     free: Tensor
     num_sweeps: int = 1
+
+    def __post_init__(self) -> None:
+        instance("scan", self.scan, Scan, "Pass a scan of samplers.scans, such as scans.random().")
+        _checked_free("free", self.free)
+        freeze(self, num_sweeps=whole_number("num_sweeps", self.num_sweeps))
 
     @property
     def num_evaluations(self) -> int:
@@ -174,7 +206,9 @@ class Sweep:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Sweep:
-        return from_dict(data["scan"]).over(torch.tensor(data["free"], dtype=torch.bool), num_sweeps=data["num_sweeps"])
+        with malformed("data", "Pass what sweep.to_dict() gave.", FlexgenError):
+            free = torch.tensor(data["free"], dtype=torch.bool)
+            return from_dict(data["scan"]).over(free, num_sweeps=data["num_sweeps"])
 
     def __repr__(self) -> str:
         return f"Sweep({self.scan}, {self.num_sweeps} sweep(s), {self.num_evaluations} evaluations)"
@@ -345,6 +379,7 @@ def coloured(
     neighbours = _neighbours(graph)
     if colours is None:
         colours = _greedy_colours(neighbours)
+    colours = whole_numbers("colours", colours, "Give a whole number for every site.", least=-MOST_ENTRIES)
     if len(colours) != len(neighbours):
         raise FlexgenError(
             "colours", f"holds {len(colours)} colours for {len(neighbours)} sites", "Give one colour a site."
@@ -377,19 +412,16 @@ def _site_lists(argument: str, groups: Any) -> tuple[tuple[int, ...], ...]:
     if isinstance(groups, str) or not isinstance(groups, Iterable):
         fix = "Pass lists of site numbers, such as [[0, 1], [2]]."
         raise FlexgenError(argument, f"is {kind_of(groups)}", fix)
-    return tuple(_site_numbers(argument, sites) for sites in groups)
+    fix = "Pass lists of site numbers, such as [[0, 1], [2]]."
+    return tuple(_site_numbers(argument, sites) for sites in entries(argument, groups, fix))
 
 
 def _site_numbers(argument: str, sites: Any) -> tuple[int, ...]:
     if isinstance(sites, str) or not isinstance(sites, Iterable):
         fix = "Pass lists of site numbers, such as [0, 1]."
         raise FlexgenError(argument, f"holds {kind_of(sites)} in place of a list", fix)
-    chosen = sites.tolist() if isinstance(sites, Tensor) else list(sites)
-    for site in chosen:
-        if not hasattr(site, "__index__"):
-            fix = "Pass site numbers; of a table's column, model.schema.position(name)."
-            raise FlexgenError(argument, f"holds {kind_of(site)}", fix)
-    return tuple(map(int, chosen))
+    fix = "Pass site numbers; of a table's column, model.schema.position(name)."
+    return whole_numbers(argument, sites, fix, least=-MOST_ENTRIES, most=MOST_ENTRIES)
 
 
 def _tuples(value: Any) -> Any:
@@ -425,7 +457,7 @@ def _sets(groups: Iterable[Sequence[int]], free: Tensor) -> Iterator[Tensor]:
 
 
 def _check_covers(argument: str, groups: Iterable[Sequence[int]], free: Tensor) -> None:
-    visited = {int(site) for group in groups for site in group}
+    visited = {site for group in groups for site in _site_numbers(argument, group)}
     num_sites = free.shape[-1]
     outside = sorted(site for site in visited if not 0 <= site < num_sites)
     if outside:

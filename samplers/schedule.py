@@ -19,6 +19,7 @@ from torch import Tensor
 
 from flexgen import rng
 from flexgen.answers import Answers, AnyQuery, answers_of, check_query
+from flexgen.checks import flag, kind_of, real_tensor
 from flexgen.conditional import (
     BernoulliMarginals,
     CategoricalMarginals,
@@ -172,8 +173,10 @@ def run(
     """
     if not callable(getattr(schedule, "walk", None)):  # isinstance would evaluate its costs, every sweep
         raise FlexgenError(
-            "schedule", f"is {schedule!r}, which has no walk", "A scan becomes a schedule by scan.over(free)."
+            "schedule", f"is {kind_of(schedule)}, which has no walk", "A scan becomes a schedule by scan.over(free)."
         )
+    real_tensor("x", x, "[B, N, *site]", error=FlexgenError)
+    progress = flag("progress", progress)
     check_answers(conditional, x, schedule)
     places = _Places(rng.resolve(generator, x.device), len(x), x.device)
     with (

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flexgen import rng
 from flexgen.answers import Answers, answers_of
+from flexgen.checks import as_numbers, callable_, entries, instance, kind_of, number
 from flexgen.conditional import (
     BernoulliMarginals,
     CategoricalMarginals,
@@ -48,8 +49,10 @@ class TemperedConditional(MarginalConditional):
     """
 
     def __init__(self, conditional: HasMarginals, beta: float | Tensor) -> None:
-        if bool((torch.as_tensor(beta) < 0).any()):
-            raise FlexgenError("beta", f"is {beta}", "An inverse temperature is not negative.")
+        instance("conditional", conditional, HasMarginals, "Pass one with categorical marginals.")
+        given = as_numbers("beta", beta)
+        if given.ndim > 1 or not bool(((given >= 0) & given.isfinite()).all()):
+            raise FlexgenError("beta", f"is {kind_of(beta)}", "An inverse temperature is not negative.")
         self.conditional = conditional
         self.beta = beta
 
@@ -104,9 +107,11 @@ class TemperingKernel(ScanKernel):
         self, conditional: Conditional, energy: Energy, *, betas: Sequence[float], scan: Scan, corrected: bool = False
     ) -> None:
         super().__init__(conditional, scan=scan)
-        values = [float(beta) for beta in betas]
+        fix = "Give falling inverse temperatures that begin with 1.0."
+        values = [number("betas", beta, 0.0, fix=fix) for beta in entries("betas", betas, fix)]
+        callable_("energy", energy, "Pass a function from [B, N] to [B].")
         if not values or values[0] != 1.0 or any(a <= b for a, b in itertools.pairwise(values)) or values[-1] < 0:
-            raise FlexgenError("betas", f"are {values}", "Give falling inverse temperatures that begin with 1.0.")
+            raise FlexgenError("betas", f"are {values}", fix)
         if not isinstance(conditional, HasMarginals):
             raise UnsupportedQueryError(
                 "conditional",
@@ -182,9 +187,10 @@ class ParallelTempering(ChainSampler):
     def __init__(
         self, conditional: Conditional, energy: Energy, *, betas: Sequence[float], scan: Scan, corrected: bool = False
     ) -> None:
-        super().__init__(TemperingKernel(conditional, energy, betas=betas, scan=scan, corrected=corrected))
+        kernel = TemperingKernel(conditional, energy, betas=betas, scan=scan, corrected=corrected)
+        super().__init__(kernel)
         self.conditional = conditional
         self.energy = energy
-        self.betas = [float(beta) for beta in betas]
+        self.betas = kernel.betas
         self.scan = scan
         self.corrected = corrected

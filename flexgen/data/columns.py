@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from pandas.api import types
 
-from flexgen.checks import did_you_mean, kind_of
+from flexgen.checks import did_you_mean, entries, freeze, instance, kind_of, one_of
 from flexgen.errors import DataError
 from flexgen.space import Kind
 
@@ -38,6 +38,21 @@ class ColumnSchema:
     dtype: str
     levels: tuple[Any, ...] = ()
     ordered: bool = False
+
+    def __post_init__(self) -> None:
+        instance("name", self.name, str, "Pass a text.", DataError)
+        one_of("kind", self.kind, ("real", "integer", "categorical"), DataError)
+        instance("ordered", self.ordered, bool, "Pass True or False.", DataError)
+        levels = entries("levels", self.levels, "Pass the levels in code order.", error=DataError)
+        if not all(isinstance(level, str | int | float | bool) for level in levels):
+            raise DataError("levels", f"are {kind_of(levels)}", "Levels are texts, numbers or booleans.")
+        if bool(levels) != (self.kind == "categorical"):
+            raise DataError("levels", f"are {len(levels)} of a {self.kind} column", "Only categories have levels.")
+        try:
+            pd.api.types.pandas_dtype(instance("dtype", self.dtype, str, "Pass its name.", DataError))
+        except TypeError as error:
+            raise DataError("dtype", f"is {kind_of(self.dtype)}", "Pass the name of a dtype of pandas.") from error
+        freeze(self, levels=levels)
 
     @classmethod
     def infer(cls, name: str, column: pd.Series, kind: Kind | None = None) -> ColumnSchema:
@@ -108,6 +123,11 @@ class ColumnSchema:
             raise DataError(
                 argument, f"holds {values[row]} {place(row)}", "Replace it by a number, or leave it missing if unknown."
             )
+        if types.is_integer_dtype(pd.api.types.pandas_dtype(self.dtype)):
+            row = _first((values < -(2.0**63)) | (values >= 2.0**64))
+            if row is not None:
+                problem = f"holds {values[row]:g} {place(row)}, which no {self.dtype} can hold"
+                raise DataError(argument, problem, "Correct it, or leave it missing.")
         if self.kind == "integer" and (row := _first(_broken(values))) is not None:
             raise DataError(
                 argument,
@@ -157,7 +177,12 @@ class ColumnSchema:
         holds_whole = types.is_integer_dtype(pd.api.types.pandas_dtype(self.dtype))
         if holds_whole and (gaps or (values != np.round(values)).any()):
             return series  # a mean of whole numbers, or a gap, which numpy's integers cannot hold
-        return series.astype(pd.api.types.pandas_dtype(self.dtype))
+        kept = pd.api.types.pandas_dtype(self.dtype)
+        if holds_whole and len(values):
+            ends = np.iinfo(getattr(kept, "numpy_dtype", kept))
+            if values.min() < ends.min or values.max() > ends.max:  # a draw beyond the data's type would wrap around
+                return series.astype("int64") if np.abs(values).max() < 2**63 else series
+        return series.astype(kept)
 
 
 def listed(names: Iterable[Any], most: int = 12) -> str:

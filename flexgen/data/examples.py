@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flexgen.checks import did_you_mean
+from flexgen.checks import did_you_mean, file_path, kind_of
 from flexgen.errors import DataError
 
 __all__ = ["example", "example_names", "or_example"]
@@ -27,12 +27,12 @@ def example(name: str) -> Path:
     >>> example("mazes32/held_out.mp4").name
     'held_out.mp4'
     """
-    parts = Path(name).parts
+    parts = file_path("name", name, DataError).parts
     inside = parts[:1] and parts[0] in example_names() and ".." not in parts
     if not (inside and (path := _folder().joinpath(*parts)).exists()):
         known = [f"{found.relative_to(_folder())}" for found in sorted(_folder().glob("*/*"))]
         fix = f"{did_you_mean(name, known)}Examples are {', '.join(example_names())}, and the files in them."
-        raise DataError("name", f"is {name!r}", fix)
+        raise DataError("name", f"is {kind_of(str(name))}", fix)
     return path
 
 

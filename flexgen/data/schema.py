@@ -12,7 +12,7 @@ import torch
 from pandas.api import types
 from torch import Tensor
 
-from flexgen.checks import did_you_mean, kind_of
+from flexgen.checks import did_you_mean, entries, freeze, instance, kind_of, malformed, mapping, real_tensor
 from flexgen.data.columns import ColumnSchema, listed
 from flexgen.errors import DataError
 from flexgen.space import Kind, Site, Space
@@ -30,6 +30,16 @@ class TableSchema:
     """
 
     columns: tuple[ColumnSchema, ...]
+
+    def __post_init__(self) -> None:
+        fix = "Make schemas with TableSchema.infer(df)."
+        columns = entries("columns", self.columns, fix, error=DataError)
+        for column in columns:
+            instance("columns", column, ColumnSchema, fix, DataError)
+        freeze(self, columns=columns)
+        if len(set(self.names)) < len(columns):
+            twice = next(name for place, name in enumerate(self.names) if name in self.names[:place])
+            raise DataError("columns", f"name {twice!r} twice", "Give each column its own name.")
 
     @classmethod
     def infer(cls, df: pd.DataFrame, kinds: Mapping[str, Kind] | None = None) -> TableSchema:
@@ -90,7 +100,10 @@ class TableSchema:
 
     def require_moderate(self, x: Tensor) -> None:
         """Refuses numbers whose squares, or those of their differences, leave the range of float64; x ``[B, N]``."""
-        for name, values in zip(self.names, x.numpy().T, strict=True):
+        real_tensor("x", x, f"[B, {len(self.columns)}]", ndim=2)
+        if x.shape[1] != len(self.columns):
+            raise DataError("x", f"has shape {tuple(x.shape)}", f"Pass [B, {len(self.columns)}].")
+        for name, values in zip(self.names, x.detach().double().cpu().numpy().T, strict=True):
             present = values[~np.isnan(values)]
             if len(present) == 0:
                 continue
@@ -113,6 +126,9 @@ class TableSchema:
         """A shallow copy whose columns are called by text, none absent."""
         require_frame(df)
         df = df.rename(columns=str)
+        twice = df.columns[df.columns.duplicated()].intersection(list(self.names))
+        if len(twice):
+            raise DataError("df", f"names {twice[0]!r} twice", "Give each column its own name.")
         absent = [name for name in self.names if name not in df.columns]
         if absent:
             others = [name for name in df.columns if name not in self.names]
@@ -125,10 +141,12 @@ class TableSchema:
 
     def decode(self, x: Tensor, index: pd.Index | None = None) -> pd.DataFrame:
         """A frame with the original dtypes, of x ``[B, N]``."""
-        if not isinstance(x, Tensor) or x.ndim != 2 or x.shape[1] != len(self.columns):
+        if not isinstance(x, Tensor) or x.ndim != 2 or x.shape[1] != len(self.columns) or _holds_no_numbers(x):
             found = f"has shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"is {kind_of(x)}"
             raise DataError("x", found, f"Pass a tensor [B, {len(self.columns)}]: one row an item, one column a site.")
         values = x.detach().cpu().double().numpy()
+        if index is not None and not isinstance(index, pd.Index):
+            raise DataError("index", f"is {kind_of(index)}", "Pass a pandas.Index, or None.")
         index = pd.RangeIndex(len(values)) if index is None else index
         if len(index) != len(values):
             raise DataError("index", f"names {len(index)} rows, but x has {len(values)}", "Name every row once.")
@@ -136,6 +154,10 @@ class TableSchema:
 
     def fill(self, df: pd.DataFrame, x: Tensor) -> pd.DataFrame:
         """The frame with its gaps filled from x ``[B, N]``; present entries keep their very values."""
+        require_frame(df)
+        for name in df.columns:  # what could not be encoded cannot be filled either
+            if str(name) in self.names:
+                self.columns[self.names.index(str(name))].encode(df[name])
         decoded = self.decode(x, df.index)
         filled = df.copy()
         for name in df.columns:
@@ -155,7 +177,19 @@ class TableSchema:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TableSchema:
-        return cls(tuple(ColumnSchema(**{**c, "levels": tuple(c["levels"])}) for c in data["columns"]))
+        """The schema of such a form.
+
+        Raises:
+            DataError: not what `to_dict` gives.
+        """
+        fix = "Pass what TableSchema.to_dict gave."
+        mapping("data", data, fix, DataError)
+        with malformed("data", fix, DataError):
+            return cls(tuple(ColumnSchema(**{**c, "levels": tuple(c["levels"])}) for c in data["columns"]))
+
+
+def _holds_no_numbers(x: Tensor) -> bool:
+    return x.is_complex() or x.layout != torch.strided or x.device.type == "meta"
 
 
 def _filled(own: pd.Series, guess: pd.Series, *, is_flag: bool) -> pd.Series:
@@ -180,6 +214,8 @@ def require_columns(argument: str, names: Iterable[Any], known: Iterable[Any]) -
     """Refuses names of no column."""
     known = list(known)
     for name in names:
-        if name not in known:
+        if not (types.is_scalar(name) or isinstance(name, tuple)) or name not in known:
             near = did_you_mean(name, known)
-            raise DataError(argument, f"names {name!r}, which is no column", f"{near}Columns are {listed(known)}.")
+            raise DataError(
+                argument, f"names {kind_of(name)}, which is no column", f"{near}Columns are {listed(known)}."
+            )

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 from sklearn import datasets
 
+from flexgen.checks import one_of
 from flexgen.data.schema import require_columns
 from flexgen.errors import DataError
 
@@ -37,8 +38,7 @@ def load_table(name: str) -> pd.DataFrame:
     Args:
         name: one of `table_names`.
     """
-    if name not in _LOADERS:
-        raise DataError("name", f"is {name!r}", f"Choose one of {', '.join(_LOADERS)}.")
+    one_of("name", name, _LOADERS, DataError)
     bunch = _LOADERS[name](as_frame=True)
     frame: pd.DataFrame = bunch.frame.copy()
     if "target" in frame and len(bunch.get("target_names", ())) > 1 and name != "diabetes":

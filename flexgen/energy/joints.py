@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from flexgen import rng
 from flexgen.answers import Answers, CompleteConditionals
+from flexgen.checks import instance, kind_of, whole_number, whole_tensor
 from flexgen.conditional import CategoricalMarginals
-from flexgen.errors import SpaceError, UnsupportedQueryError
+from flexgen.errors import FlexgenError, SpaceError, UnsupportedQueryError
 from flexgen.exact import JointTable
 from flexgen.networks import ResidualMLP
-from flexgen.query import Query
+from flexgen.query import Query, question
 from flexgen.rng import Randomness
 from flexgen.space import Space
 
@@ -63,6 +64,7 @@ class FiniteJoint(ABC):
     @torch.no_grad()
     def energy(self, x: Tensor) -> Tensor:
         """-log p(x) + constant, float64 ``[B]``: for ``MetropolisSampler(network, joint.energy, scan=..)``."""
+        self.space.validate(x)
         return -self.log_weight(x).double()
 
     def table(self) -> JointTable:
@@ -79,6 +81,14 @@ class FiniteJoint(ABC):
 
         Carries gradients to the joint's parameters.
         """
+        if not isinstance(x, Tensor) or x.ndim != 2 or x.shape[1] != self.space.num_sites:
+            raise SpaceError("x", f"is {kind_of(x)}", f"Pass states [M, {self.space.num_sites}].")
+        if whole_tensor("site", site, "[M]", ndim=1).shape != x.shape[:1] or (
+            len(site) and not 0 <= int(site.min()) <= int(site.max()) < self.space.num_sites
+        ):
+            fix = f"Pass one number a row of x, 0 to {self.space.num_sites - 1}."
+            raise FlexgenError("site", f"has shape {tuple(site.shape)} or names no site", fix)
+        site = site.long()
         if not self.space.is_finite:
             raise UnsupportedQueryError("query", "asks for values of a site that is not finite", "Ask for log_prob.")
         sizes = torch.tensor(self.space.num_categories, device=x.device)[site]  # [M]
@@ -101,7 +111,7 @@ class FiniteJoint(ABC):
             UnsupportedQueryError: several targets, or an unobserved site beside the target: sums over states of a joint
                 that is known up to a constant.
         """
-        query = query.expand(len(x))
+        query = question(x, query)
         self._require_complete(query)
         self.space.validate(x, where=query.observed)
         site = query.target.long().argmax(-1)  # [B], 0 where there is none
@@ -115,8 +125,9 @@ class FiniteJoint(ABC):
         All sites need the normalising constant: enumerated (2^16 states at most) where it is not known.
         """
         if query is None:
+            self.space.validate(x)
             query = Query.rest(torch.zeros(x.shape[1], dtype=torch.bool, device=x.device))
-        query = query.expand(len(x))
+        query = question(x, query)
         if len(x) and bool(query.target.all()):
             self.space.validate(x)
             return self.log_weight(x) - self.log_normaliser()
@@ -125,7 +136,7 @@ class FiniteJoint(ABC):
 
     def sample(self, x: Tensor, query: Query, *, generator: Randomness) -> Tensor:
         """x with each row's target drawn from p(x_i | rest)."""
-        query = query.expand(len(x))
+        query = question(x, query)
         draw = rng.categorical(self.marginals(x, query).log_probs[:, 0], generator=generator)
         return torch.where(query.target, draw[:, None].to(x.dtype), x)
 
@@ -178,11 +189,19 @@ class EnergyModel(nn.Module, FiniteJoint):
     def __init__(self, space: Space, network: nn.Module | None = None) -> None:
         nn.Module.__init__(self)
         self._space = _finite(space)
+        if network is not None:
+            instance("network", network, nn.Module, "Pass a torch.nn.Module from [B, N] to [B], or None.")
         self.network = PottsNetwork(space) if network is None else network
         self.eval()
 
     def log_weight(self, x: Tensor) -> Tensor:
-        energy: Tensor = self.network(x)
+        if not isinstance(x, Tensor) or x.ndim != 2 or x.is_complex() or x.layout != torch.strided:
+            raise SpaceError("x", f"is {kind_of(x)}", f"Pass states [B, {self._space.num_sites}].")
+        try:
+            energy: Tensor = self.network(x)
+        except (IndexError, RuntimeError):
+            self._space.validate(x)  # the values are looked at only where they failed: this is an inner step of chains
+            raise
         return -energy
 
     forward = log_weight
@@ -228,6 +247,10 @@ class PottsNetwork(nn.Module):
     def __init__(self, space: Space, *, width: int = 64, depth: int = 2, seed: int = 0) -> None:
         super().__init__()
         sizes = torch.tensor(_finite(space).num_categories)
+        width, depth = whole_number("width", width, 1, most=1 << 14), whole_number("depth", depth, most=1 << 10)
+        seed = whole_number("seed", seed)
+        if int(sizes.sum()) ** 2 > _MOST_PARAMETERS:
+            raise SpaceError("space", f"has {int(sizes.sum())} categories", "Their pairs need a smaller space.")
         num_features = int(sizes.sum())
         site_of = torch.arange(len(sizes)).repeat_interleave(sizes)
         self.register_buffer("offsets", sizes.cumsum(0) - sizes, persistent=False)
@@ -241,6 +264,8 @@ class PottsNetwork(nn.Module):
                 self.perceptron = ResidualMLP(num_features, 1, width=width, depth=depth)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor) or x.ndim != 2 or x.shape[1] != len(self.offsets):
+            raise SpaceError("x", f"is {kind_of(x)}", f"Pass states [B, {len(self.offsets)}].")
         places = x.long() + self.offsets  # [B, N]
         hot = self.fields.new_zeros(len(x), len(self.fields)).scatter(1, places, 1.0)  # [B, F]
         score = hot @ self.fields + (hot @ (self.couplings * self.between_sites) * hot).sum(-1)
@@ -250,6 +275,7 @@ class PottsNetwork(nn.Module):
 
 
 def _finite(space: Space) -> Space:
+    instance("space", space, Space, "Pass a flexgen.Space, such as Space.categorical([2, 3]).", SpaceError)
     if not space.is_finite:
         raise SpaceError("space", f"is not finite: {space}", "An energy is distilled over categorical sites only.")
     return space

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from flexgen import rng
 from flexgen.answers import CompleteConditionals, Whole
-from flexgen.checks import kind_of, whole_number
+from flexgen.checks import MOST_ENTRIES, instance, kind_of, named_seed, whole_number
 from flexgen.conditional import CanSample, Conditional, HasLogProb, HasMarginals
 from flexgen.energy.joints import FiniteJoint
 from flexgen.errors import FlexgenError, UnsupportedQueryError
-from flexgen.query import Query
+from flexgen.query import Query, question
 from flexgen.rng import Randomness
 
 __all__ = ["OrderEnsemble"]
@@ -43,6 +43,7 @@ class OrderEnsemble(FiniteJoint):
 
     def __init__(self, conditional: Conditional, orders: Tensor) -> None:
         super().__init__(conditional.space)
+        instance("conditional", conditional, Conditional, "Pass one with marginals().", UnsupportedQueryError)
         if not isinstance(conditional, HasMarginals) and not (
             isinstance(conditional, HasLogProb) and isinstance(conditional, CanSample)
         ):
@@ -70,12 +71,14 @@ class OrderEnsemble(FiniteJoint):
     @classmethod
     def random(cls, conditional: Conditional, num_orders: int, *, generator: Randomness | int) -> OrderEnsemble:
         """An ensemble over random orders, drawn once."""
-        source = rng.resolve(generator)
-        count = whole_number("num_orders", num_orders, 1)
+        instance("conditional", conditional, Conditional, "Pass one with marginals().", UnsupportedQueryError)
+        source = rng.resolve(named_seed("generator", generator))
+        count = whole_number("num_orders", num_orders, 1, most=1 << 20)
         return cls(conditional, rng.permutation(count, conditional.space.num_sites, generator=source))
 
     def log_probs_by_order(self, x: Tensor) -> Tensor:
         """log p of every order's chain, nats float64 ``[M, B]``."""
+        self.space.validate(x)
         num_orders = len(self.orders)
         order = repeat(self.orders.to(x.device), "m n -> (m b) n", b=len(x))
         rows = repeat(x, "b n -> (m b) n", m=num_orders)
@@ -99,7 +102,12 @@ class OrderEnsemble(FiniteJoint):
         Args:
             dtype: of the draws; default: int64 where all sites are categorical, else float64.
         """
-        source = rng.resolve(generator)
+        source, num_rows = (
+            rng.resolve(named_seed("generator", generator)),
+            whole_number("num_rows", num_rows, most=MOST_ENTRIES),
+        )
+        if dtype is not None:
+            instance("dtype", dtype, torch.dtype, "Pass a dtype of torch, or None.")
         dtype = dtype or (torch.int64 if self.space.is_finite else torch.float64)
         x = torch.zeros(num_rows, self.space.num_sites, dtype=dtype, device=source.device)
         chosen = rng.integers(len(self.orders), (num_rows,), generator=source)
@@ -112,7 +120,7 @@ class OrderEnsemble(FiniteJoint):
 
     def sample(self, x: Tensor, query: Query, *, generator: Randomness) -> Tensor:
         """x with all sites drawn given nothing, or each row's one target given all others."""
-        query = query.expand(len(x))
+        query = question(x, query)
         if len(x) and bool(query.target.all()):
             return self.draw(len(x), generator=generator, dtype=x.dtype)
         return super().sample(x, query, generator=generator)

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from flexgen import rng
+from flexgen.checks import as_numbers, entries, one_of, usable_device
 from flexgen.conditional import take_at, target_sites
 from flexgen.errors import FlexgenError
 from flexgen.exact import _conditioning
 from flexgen.exact.kernels import Block, as_block
 from flexgen.exact.marginals import GaussianMixtureMarginals
-from flexgen.query import Query
+from flexgen.query import Query, question
 from flexgen.rng import Randomness
 from flexgen.space import Space
 
@@ -39,7 +40,7 @@ class Gaussian:
     """
 
     def __init__(self, mean: Tensor, covariance: Tensor) -> None:
-        mean = torch.as_tensor(mean).detach().to(torch.float64)
+        mean = as_numbers("mean", mean)
         if mean.ndim != 1 or not torch.isfinite(mean).all():
             raise FlexgenError(
                 "mean", f"has shape {tuple(mean.shape)} or is not finite", "Pass finite numbers, shape [N]."
@@ -52,7 +53,9 @@ class Gaussian:
     @classmethod
     def from_precision(cls, mean: Tensor, precision: Tensor) -> Gaussian:
         """The law whose inverse covariance is `precision` ``[N, N]``."""
-        mean = torch.as_tensor(mean)
+        mean = as_numbers("mean", mean)
+        if mean.ndim != 1:
+            raise FlexgenError("mean", f"has shape {tuple(mean.shape)}", "Pass finite numbers, shape [N].")
         precision = checked_covariance("precision", precision, len(mean))
         return cls(mean, torch.cholesky_inverse(torch.linalg.cholesky(precision)))
 
@@ -62,18 +65,19 @@ class Gaussian:
         return torch.cholesky_inverse(torch.linalg.cholesky(self.covariance))
 
     def to(self, device: torch.device | str) -> Gaussian:
+        device = usable_device("device", device)
         return Gaussian(self.mean.to(device), self.covariance.to(device))
 
     def log_prob(self, x: Tensor, query: Query) -> Tensor:
         """Log density of x_P given x_C in nats, float64 ``[B]``."""
-        query = query.expand(len(x))
+        query = question(x, query)
         self.space.validate(x, where=query.observed | query.target)
         before, after = _conditioning.log_evidences(self._components, x.double(), query.observed, query.target)
         return (after - before)[:, 0]
 
     def sample(self, x: Tensor, query: Query, *, generator: Randomness) -> Tensor:
         """x with the target drawn jointly from p(x_P | x_C); one normal number a site."""
-        query = query.expand(len(x))
+        query = question(x, query)
         self.space.validate(x, where=query.observed)
         component = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         return _conditioning.draw(self._components, x, query, component=component, generator=generator)
@@ -84,7 +88,7 @@ class Gaussian:
         Args:
             sites: int64 ``[S]`` or ``[B, S]``; the answer is ``[B, S, 1]``. None: all, ``[B, N, 1]``.
         """
-        query = query.expand(len(x))
+        query = question(x, query)
         self.space.validate(x, where=query.observed)
         _, mean, variance = _conditioning.site_moments(self._components, x.double(), query.observed, sites)  # [B, 1, N]
         mean, sd = mean.transpose(1, 2), variance.sqrt().transpose(1, 2)  # [B, N, 1]
@@ -108,10 +112,11 @@ class Gaussian:
         """
         identity = torch.eye(len(self.mean), dtype=torch.float64, device=self.mean.device)
         precision = self.precision
-        if scan == "random":
+        if isinstance(scan, str):
+            one_of("scan", scan, ("random",))
             return identity - precision / precision.diagonal()[:, None] / len(self.mean)
         matrix = identity.clone()
-        for block in scan:
+        for block in entries("scan", scan, "Pass 'random', or a list of sites or blocks of sites.", most=1 << 16):
             sites = list(as_block(block, len(self.mean)))
             # E[e_A | e_-A] = e_A - Λ_AA^-1 (Λ e)_A
             matrix[sites] -= torch.linalg.solve(precision[sites][:, sites], precision[sites] @ matrix)
@@ -123,7 +128,8 @@ class Gaussian:
         It is the spectral radius of `gibbs_matrix`: of means, and also in L2 (Roberts & Sahu 1997; Amit 1996). Two
         sites of correlation ρ give ρ² per systematic sweep, (1 + |ρ|) / 2 per randomly chosen update.
         """
-        return float(torch.linalg.eigvals(self.gibbs_matrix(scan)).abs().max())
+        matrix = self.gibbs_matrix(scan)
+        return float(torch.linalg.eigvals(matrix).abs().max()) if len(matrix) else 0.0
 
     def __repr__(self) -> str:
         return f"Gaussian({len(self.mean)} sites)"
@@ -190,7 +196,7 @@ def checked_covariance(name: str, matrix: Tensor, num_sites: int) -> Tensor:
     Raises:
         FlexgenError: if it is not; names the smallest eigenvalue (of the worst component).
     """
-    matrix = torch.as_tensor(matrix).detach().to(torch.float64)
+    matrix = as_numbers(name, matrix)
     if matrix.shape[-2:] != (num_sites, num_sites) or not torch.isfinite(matrix).all():
         raise FlexgenError(
             name,

@@ -21,6 +21,16 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from flexgen.checks import (
+    MOST_ENTRIES,
+    entries,
+    kind_of,
+    number,
+    probabilities,
+    real_tensor,
+    whole_number,
+    whole_numbers,
+)
 from flexgen.errors import FlexgenError
 
 __all__ = ["HasBlockTables", "as_block", "random_scan_kernel", "site_kernel", "stationary", "sweep", "sweep_kernel"]
@@ -43,9 +53,12 @@ class HasBlockTables(Protocol):
 
 def as_block(block: Block, num_sites: int) -> tuple[int, ...]:
     """A site or several as a tuple of distinct site numbers."""
-    sites = (block,) if isinstance(block, int) else tuple(int(site) for site in block)
-    if not sites or len(set(sites)) < len(sites) or not all(0 <= site < num_sites for site in sites):
-        raise FlexgenError("block", f"is {block!r}", f"Name distinct sites among 0 to {num_sites - 1}.")
+    num_sites = whole_number("num_sites", num_sites, most=MOST_ENTRIES)
+    fix = f"Name distinct sites among 0 to {num_sites - 1}."
+    single = isinstance(block, int | np.integer) and not isinstance(block, bool)
+    sites = whole_numbers("block", (block,) if single else block, fix, most=num_sites - 1)
+    if not sites or len(set(sites)) < len(sites):
+        raise FlexgenError("block", f"is {kind_of(block)}", fix)
     return sites
 
 
@@ -59,8 +72,11 @@ def sweep(law: Tensor, tables: HasBlockTables, order: Iterable[Block]) -> Tensor
 
     An update of block A replaces π(x) by π(x_-A) p(x_A | x_-A): O(S) work, so 2^20 states are no trouble.
     """
-    num_sites = len(tables.shape)
-    for block in order:
+    num_sites = len(_checked_tables(tables).shape)
+    real_tensor("law", law, f"{list(tables.shape)}", error=FlexgenError)
+    if tuple(law.shape)[law.ndim - num_sites :] != tuple(tables.shape):
+        raise FlexgenError("law", f"has shape {tuple(law.shape)}", f"Pass {list(tables.shape)}, a probability a state.")
+    for block in _scan("order", order):
         axes = [site - num_sites for site in as_block(block, num_sites)]  # counted from the end
         law = law.sum(axes, keepdim=True) * tables.block_table(block).to(law.device)
     return law
@@ -73,7 +89,7 @@ def site_kernel(tables: HasBlockTables, block: Block) -> Tensor:
 
 def sweep_kernel(tables: HasBlockTables, order: Iterable[Block]) -> Tensor:
     """The kernel of a systematic scan, float64 ``[S, S]``: the first of `order` is updated first."""
-    num_states = math.prod(tables.shape)
+    num_states = math.prod(_checked_tables(tables).shape)
     if num_states > _MAX_STATES:
         raise FlexgenError(
             "tables",
@@ -95,10 +111,9 @@ def random_scan_kernel(
         blocks: what may be chosen; default: every single site.
         weights: probabilities of the blocks; default: equal.
     """
-    blocks = range(len(tables.shape)) if blocks is None else blocks
-    weights = [1 / len(blocks)] * len(blocks) if weights is None else weights
-    if len(weights) != len(blocks) or min(weights) < 0 or abs(sum(weights) - 1) > 1e-9:
-        raise FlexgenError("weights", f"are {list(weights)}", f"Give {len(blocks)} probabilities that sum to 1.")
+    blocks = range(len(_checked_tables(tables).shape)) if blocks is None else _scan("blocks", blocks)
+    weights = [1 / max(len(blocks), 1)] * len(blocks) if weights is None else weights
+    weights = probabilities("weights", weights, len(blocks), "blocks", "block")
     kernel = torch.zeros((), dtype=torch.float64)
     for block, weight in zip(blocks, weights, strict=True):
         kernel = kernel + weight * site_kernel(tables, block)
@@ -119,9 +134,13 @@ def stationary(kernel: Tensor, *, tolerance: float = 1e-12) -> Tensor:
     Elimination of states without subtraction (Grassmann, Taksar & Heyman 1985), so that even tiny probabilities are
     accurate relative to their size; O(S^3): seconds at S = 1024.
     """
+    number("tolerance", tolerance, 0.0)
+    real_tensor("kernel", kernel, "[S, S]", ndim=2, error=FlexgenError)
+    if kernel.shape[0] != kernel.shape[1] or not 0 < len(kernel) <= _MAX_STATES:
+        raise FlexgenError("kernel", f"has shape {tuple(kernel.shape)}", f"Pass [S, S], S at most {_MAX_STATES}.")
     kernel = kernel.detach().to("cpu", torch.float64)
     off = float((kernel.sum(-1) - 1).abs().max())
-    if off > 1e-9 or bool((kernel < 0).any()):
+    if not off <= 1e-9 or bool((kernel < 0).any()):
         raise FlexgenError(
             "kernel", f"is not stochastic (a row sum is off by {off:.3g})", "Rows are laws of the next state."
         )
@@ -160,3 +179,13 @@ def _closed_class(kernel: Tensor) -> Tensor:
             "Start from a law and use kernels.sweep, or make the conditionals positive.",
         )
     return torch.from_numpy(np.flatnonzero(label == closed[0]))
+
+
+def _checked_tables(tables: HasBlockTables) -> HasBlockTables:
+    if not callable(getattr(tables, "block_table", None)) or isinstance(tables, type):
+        raise FlexgenError("tables", f"is {kind_of(tables)}", "Pass a JointTable or ConditionalTables.")
+    return tables
+
+
+def _scan(argument: str, order: Iterable[Block]) -> tuple[Block, ...]:
+    return entries(argument, order, "Pass a list of sites, or of blocks of sites.", most=1 << 16)

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from flexgen import rng
+from flexgen.checks import kind_of, whole_number
 from flexgen.conditional import take_at
+from flexgen.errors import FlexgenError
 from flexgen.rng import Randomness
 
 __all__ = ["GaussianMixtureMarginals"]
@@ -28,11 +30,21 @@ class GaussianMixtureMarginals:
     """
 
     def __new__(cls, log_weights: Tensor, means: Tensor, sds: Tensor) -> GaussianMixtureMarginals:  # noqa: ARG004
-        has_events = cls is GaussianMixtureMarginals and means.ndim > 3 >= log_weights.ndim
+        are_tensors = isinstance(means, Tensor) and isinstance(log_weights, Tensor)
+        has_events = cls is GaussianMixtureMarginals and are_tensors and means.ndim > 3 >= log_weights.ndim
         return object.__new__(_EventMixtureMarginals if has_events else cls)
 
     def __init__(self, log_weights: Tensor, means: Tensor, sds: Tensor) -> None:
-        weighted = means.shape[:3] if isinstance(self, _EventMixtureMarginals) else means.shape
+        for name, given in (("log_weights", log_weights), ("means", means), ("sds", sds)):
+            if not isinstance(given, Tensor) or not given.is_floating_point() or given.ndim == 0:
+                found = f"is a tensor of {given.dtype}" if isinstance(given, Tensor) else f"is {kind_of(given)}"
+                raise FlexgenError(name, found, "Pass real numbers [B, N, K], one for each row, site and component.")
+        has_events = isinstance(self, _EventMixtureMarginals)
+        if sds.shape != means.shape and not has_events:
+            raise FlexgenError("sds", f"has shape {tuple(sds.shape)}", f"Pass {list(means.shape)}, as means has.")
+        _require_within("sds", sds, means.shape)
+        weighted = means.shape[:3] if has_events else means.shape
+        _require_within("log_weights", log_weights, weighted)
         self.log_weights = log_weights.log_softmax(-1).expand(weighted)
         self.means = means
         self.sds = sds
@@ -47,11 +59,11 @@ class GaussianMixtureMarginals:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log density in nats of each site on its own, ``[B, N]``."""
-        return self._log_density(x[..., None])[..., 0]
+        return self._log_density(self._values(x)[..., None])[..., 0]
 
     def cdf(self, x: Tensor) -> Tensor:
         """The probability of a value at most x, ``[B, N]``; uniform under the law itself, as calibration checks use."""
-        z = (x[..., None] - self.means) / self.sds
+        z = (self._values(x)[..., None] - self.means) / self.sds
         return (self.log_weights.exp() * 0.5 * torch.erfc(-z / math.sqrt(2))).sum(-1)
 
     def sample(self, *, generator: Randomness) -> Tensor:
@@ -77,6 +89,7 @@ class GaussianMixtureMarginals:
         high as the density at every component's mean. That is the highest mode unless some mode away from all means
         beats it; for K = 1 it is the mean, exactly.
         """
+        num_steps = whole_number("num_steps", num_steps, most=10_000)
         num_components = self.means.shape[-1]
         if num_components == 1:
             return self.means[..., 0].clone()
@@ -92,6 +105,16 @@ class GaussianMixtureMarginals:
                 at = ((pull * part.means).sum(-1) / pull.sum(-1))[..., None]
             mode[rows] = at[..., 0]
         return mode
+
+    def _values(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor) or x.is_complex() or x.layout != torch.strided or x.is_meta:
+            raise FlexgenError("x", f"is {kind_of(x)}", f"Pass a tensor of real numbers {list(self.means.shape[:-1])}.")
+        shape = self.means.shape[:-1]
+        if x.ndim > len(shape) or any(
+            1 not in (a, b) and a != b for a, b in zip(x.shape[::-1], shape[::-1], strict=False)
+        ):
+            raise FlexgenError("x", f"has shape {tuple(x.shape)}", f"Pass {list(shape)}, or what broadcasts with it.")
+        return x.to(self.means.dtype) if x.dtype == torch.bool else x
 
     def _log_terms(self, at: Tensor) -> Tensor:
         """log w_k p_k at Q points a site: ``[B, N, Q]`` -> ``[B, N, Q, K]``."""
@@ -161,3 +184,11 @@ class _EventMixtureMarginals(GaussianMixtureMarginals):
 
     def _log_density_at(self, at: Tensor) -> Tensor:
         return self._log_terms_at(at).logsumexp(-1)
+
+
+def _require_within(argument: str, given: Tensor, shape: torch.Size) -> None:
+    """Refuses what does not broadcast to `shape`."""
+    if given.ndim > len(shape) or any(a not in (1, b) for a, b in zip(given.shape[::-1], shape[::-1], strict=False)):
+        raise FlexgenError(
+            argument, f"has shape {tuple(given.shape)}", f"Pass {list(shape)}, or what broadcasts to it."
+        )

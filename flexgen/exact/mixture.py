@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from flexgen import rng
+from flexgen.checks import as_numbers, named_seed, number, real_tensor, usable_device, whole_number
 from flexgen.errors import DataError, FlexgenError
 from flexgen.exact import _conditioning
 from flexgen.exact.gaussian import checked_covariance
 from flexgen.exact.marginals import GaussianMixtureMarginals
-from flexgen.query import Query
+from flexgen.query import Query, question
 from flexgen.rng import Randomness
 from flexgen.space import Space
 
@@ -37,7 +38,8 @@ class GaussianMixture:
     """
 
     def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
-        weights, means = (torch.as_tensor(a).detach().to(torch.float64) for a in (weights, means))
+        weights, means = as_numbers("weights", weights), as_numbers("means", means)
+        covariances = as_numbers("covariances", covariances)
         if means.ndim != 2 or not torch.isfinite(means).all():
             raise FlexgenError(
                 "means", f"has shape {tuple(means.shape)} or is not finite", "Pass finite numbers, shape [K, N]."
@@ -49,7 +51,7 @@ class GaussianMixture:
                 f"has shape {tuple(weights.shape)} and sums to {total:.6g}",
                 f"Pass {len(means)} non-negative numbers that sum to 1, one a component.",
             )
-        if torch.as_tensor(covariances).shape[:-2] != weights.shape:
+        if covariances.shape[:-2] != weights.shape:
             raise FlexgenError(
                 "covariances",
                 f"has shape {tuple(covariances.shape)}",
@@ -76,17 +78,25 @@ class GaussianMixture:
         """
         from sklearn.mixture import GaussianMixture as Fitted  # a second to import
 
-        if x.ndim != 2 or not torch.isfinite(x).all():
+        real_tensor("x", x, "[B, N]")
+        num_components = whole_number("num_components", num_components, 1, DataError)
+        max_iter, ridge = whole_number("max_iter", max_iter, 1), number("ridge", ridge, 0.0, 1e100)
+        if x.ndim != 2 or not len(x) or not x.shape[1] or not torch.isfinite(x).all():
             raise DataError(
                 "x", f"has shape {tuple(x.shape)} or missing entries", "Pass complete rows of finite numbers, [B, N]."
             )
-        if not 1 <= num_components <= len(x):
+        if len(x) < 2 or num_components > len(x):
             raise DataError(
                 "num_components", f"is {num_components} for {len(x)} rows", "Choose from 1 to the number of rows."
             )
-        seed = rng.seed_from(generator) % (1 << 32)
+        if float(x.double().abs().max()) > 1e100:
+            raise DataError("x", f"holds {float(x.double().abs().max()):.3g}, too far for float64", "Rescale it.")
+        seed = rng.seed_from(named_seed("generator", generator)) % (1 << 32)
         fitted = Fitted(num_components, reg_covar=ridge, max_iter=max_iter, random_state=seed)
-        fitted.fit(x.detach().double().cpu().numpy())
+        try:
+            fitted.fit(x.detach().double().cpu().numpy())
+        except ValueError as error:  # a covariance that is singular to rounding
+            raise DataError("x", "spans fewer dimensions than it has columns", "Pass a larger ridge.") from error
         parts = (fitted.weights_, fitted.means_, fitted.covariances_)
         return cls(*(torch.as_tensor(part, dtype=torch.float64, device=x.device) for part in parts))
 
@@ -95,11 +105,12 @@ class GaussianMixture:
         return len(self.weights)
 
     def to(self, device: torch.device | str) -> GaussianMixture:
+        device = usable_device("device", device)
         return GaussianMixture(self.weights.to(device), self.means.to(device), self.covariances.to(device))
 
     def log_prob(self, x: Tensor, query: Query) -> Tensor:
         """Log density of x_P given x_C in nats, float64 ``[B]``."""
-        query = query.expand(len(x))
+        query = question(x, query)
         self.space.validate(x, where=query.observed | query.target)
         pieces = [x.new_zeros(0, dtype=torch.float64)]
         for rows in _row_slices(len(x)):
@@ -112,14 +123,14 @@ class GaussianMixture:
 
     def log_responsibilities(self, x: Tensor, query: Query) -> Tensor:
         """log p(component | x_C), ``[B, K]``."""
-        query = query.expand(len(x))
+        query = question(x, query)
         self.space.validate(x, where=query.observed)
         evidence = _conditioning.log_evidence(self._components, x.double(), query.observed)
         return (self.weights.log() + evidence).log_softmax(-1)
 
     def sample(self, x: Tensor, query: Query, *, generator: Randomness) -> Tensor:
         """x with the target drawn jointly: one uniform number a row for the component, one normal number a site."""
-        query = query.expand(len(x))
+        query = question(x, query)
         component = rng.categorical(self.log_responsibilities(x, query), generator=generator)  # [B]
         return _conditioning.draw(self._components, x, query, component=component, generator=generator)
 
@@ -129,7 +140,7 @@ class GaussianMixture:
         Args:
             sites: int64 ``[S]`` or ``[B, S]``; the answer is ``[B, S, K]``. None: all, ``[B, N, K]``.
         """
-        query = query.expand(len(x))
+        query = question(x, query)
         self.space.validate(x, where=query.observed)
         evidence, mean, variance = _conditioning.site_moments(self._components, x.double(), query.observed, sites)
         log_weights = (self.weights.log() + evidence)[:, None, :]  # [B, 1, K]

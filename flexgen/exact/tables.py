@@ -16,16 +16,18 @@ from torch import Tensor
 
 from flexgen import rng
 from flexgen.answers import CompleteConditionals
+from flexgen.checks import as_numbers, entries, number, one_of, shape_of, site_numbers, usable_device
 from flexgen.conditional import CategoricalMarginals, take_at, target_sites
 from flexgen.errors import FlexgenError, QueryError, UnsupportedQueryError
 from flexgen.exact import kernels
-from flexgen.query import Query
+from flexgen.query import Query, question
 from flexgen.rng import Randomness
 from flexgen.space import Space
 
 __all__ = ["ConditionalTables", "JointTable"]
 
 _SUM_TOLERANCE = 1e-6  # a table that was rounded to float32 on its way still counts as normalised
+_MOST_AXES = 64  # of a tensor
 _CHUNK_ENTRIES = 1 << 21  # float64 entries of [rows, states] held at once: 16 MiB
 
 
@@ -64,6 +66,8 @@ class JointTable:
     @classmethod
     def random(cls, shape: Sequence[int], *, generator: Randomness, concentration: float = 1.0) -> JointTable:
         """A positive joint with weights Exp(1) ** (1 / concentration): for tests and examples."""
+        shape = shape_of("shape", shape)
+        number("concentration", concentration, 1e-2, 1e6)
         u = rng.uniform((1, math.prod(shape)), generator=generator, dtype=torch.float64)
         weights = (-torch.log1p(-u)).clamp_min(1e-12) ** (1 / concentration)
         return cls.from_unnormalised(weights.view(*shape))  # [1, S] -> [V_0, .., V_{N-1}]
@@ -74,11 +78,12 @@ class JointTable:
         return tuple(self.p.shape)
 
     def to(self, device: torch.device | str) -> JointTable:
+        device = usable_device("device", device)
         return JointTable(self.p.to(device))
 
     def log_prob(self, x: Tensor, query: Query) -> Tensor:
         """log p(x_P | x_C) in nats, float64 ``[B]``; -inf where the target has probability zero."""
-        query = query.expand(len(x))
+        query = question(x, query)
         self.space.validate(x, where=query.observed | query.target)
         pieces = [x.new_zeros(0, dtype=torch.float64)]
         for rows in _chunks(len(x), self.p.numel()):
@@ -91,7 +96,7 @@ class JointTable:
 
     def sample(self, x: Tensor, query: Query, *, generator: Randomness) -> Tensor:
         """x with the target drawn jointly from p(x_P | x_C); one uniform number a row."""
-        query = query.expand(len(x))
+        query = question(x, query)
         self.space.validate(x, where=query.observed)
         u = rng.uniform((len(x),), generator=generator, dtype=torch.float64)
         out = x.clone()
@@ -112,7 +117,7 @@ class JointTable:
         Args:
             sites: int64 ``[S]`` or ``[B, S]``; the answer is ``[B, S, K]``. None: all, ``[B, N, K]``.
         """
-        query = query.expand(len(x))
+        query = question(x, query)
         self.space.validate(x, where=query.observed)
         last = None if sites is None or not sites.numel() else int(sites.max())  # those behind it cost nothing
         log_probs = x.new_full((len(x), len(self.shape), max(self.shape)), -math.inf, dtype=torch.float64)
@@ -138,6 +143,9 @@ class JointTable:
 
     def marginal(self, sites: Sequence[int]) -> JointTable:
         """The joint of some sites, in the order given."""
+        sites = site_numbers("sites", sites, len(self.shape))
+        if not sites:
+            raise FlexgenError("sites", "is empty", "Name at least one site.")
         others = [site for site in range(len(self.shape)) if site not in set(sites)]
         p = self.p.sum(others) if others else self.p
         kept = sorted(sites)
@@ -152,6 +160,7 @@ class JointTable:
                 invariance is lost, since the joint never visits these states).
         """
         axes = kernels.as_block(block, len(self.shape))
+        one_of("undefined", undefined, ("error", "uniform"))
         rest = self.p.sum(axes, keepdim=True)
         if undefined == "uniform":
             return torch.where(rest > 0, self.p / rest, 1 / math.prod(self.shape[axis] for axis in axes))
@@ -305,7 +314,8 @@ class ConditionalTables:
     answers = CompleteConditionals()
 
     def __init__(self, tables: Sequence[Tensor]) -> None:
-        checked = [_checked(f"tables[{site}]", table) for site, table in enumerate(tables)]
+        given = entries("tables", tables, "Pass one table a site, each with one axis a site.", most=_MOST_AXES)
+        checked = [_checked(f"tables[{site}]", table) for site, table in enumerate(given)]
         if not checked or checked[0].ndim != len(checked):
             shape = tuple(checked[0].shape) if checked else ()
             raise FlexgenError(
@@ -342,6 +352,7 @@ class ConditionalTables:
         return tuple(self.tables[0].shape)
 
     def to(self, device: torch.device | str) -> ConditionalTables:
+        device = usable_device("device", device)
         return ConditionalTables([table.to(device) for table in self.tables])
 
     def log_prob(self, x: Tensor, query: Query) -> Tensor:
@@ -395,13 +406,17 @@ class ConditionalTables:
 
     def kernel(self, scan: Literal["random"] | Iterable[int]) -> Tensor:
         """The exact kernel of one sweep, ``[S, S]``: sites in the given order, or one site chosen at random."""
-        return kernels.random_scan_kernel(self) if scan == "random" else kernels.sweep_kernel(self, scan)
+        return (
+            kernels.random_scan_kernel(self)
+            if isinstance(scan, str) and scan == "random"
+            else kernels.sweep_kernel(self, scan)
+        )
 
     def __repr__(self) -> str:
         return f"ConditionalTables({' x '.join(map(str, self.shape))} states)"
 
     def _supported(self, x: Tensor, query: Query, *, read: bool) -> Query:
-        query = query.expand(len(x))
+        query = question(x, query)
         num_targets = query.target.sum(-1)
         wrong = (num_targets > 1) | ((num_targets == 1) & query.marginalised.any(-1))
         if wrong.any():
@@ -433,7 +448,7 @@ class ConditionalTables:
 
 def _checked(name: str, table: Tensor) -> Tensor:
     """A float64 copy of a table of non-negative finite entries, with at least one axis."""
-    table = torch.as_tensor(table).detach().to(torch.float64)
+    table = as_numbers(name, table)
     if table.ndim == 0 or table.numel() == 0:
         raise FlexgenError(name, f"has shape {tuple(table.shape)}", "Pass one axis a site, each of at least one value.")
     wrong = ~torch.isfinite(table) | (table < 0)

@@ -15,6 +15,7 @@ knots are those of the identity, of a Yeo-Johnson map, or of empirical quantiles
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +26,8 @@ import torch
 from scipy import special
 from torch import Tensor, nn
 
+from flexgen.checks import MOST_ENTRIES, malformed, number, one_of, whole_number
+from flexgen.errors import CheckpointError
 from flexgen.tables import splines
 from flexgen.tables.splines import knot_slopes
 
@@ -81,14 +84,43 @@ class Column:
     map_name: str = ""
     within: float = 0.0
 
+    def __post_init__(self) -> None:
+        """A column may come from a file: what is no monotone map of finite numbers is refused before it answers."""
+        fix = "Pass what Column.to_dict gave; of a checkpoint, save the model again."
+        one_of("kind", self.kind, ("categorical", "constant", "ordinal", "lattice", "real"), CheckpointError)
+        whole_number("num_levels", self.num_levels, 0, CheckpointError, most=MOST_ENTRIES)
+        whole_number("decimals", self.decimals, -1, CheckpointError, most=400)
+        for name in ("offset", "step", "within"):
+            number(name, getattr(self, name), error=CheckpointError, fix=fix)
+        for name in ("levels", "edges", "knots_x", "knots_y", "slopes"):
+            values = [number(name, value, error=CheckpointError, fix=fix) for value in getattr(self, name)]
+            if name != "slopes" and any(b < a for a, b in itertools.pairwise(values)):
+                raise CheckpointError(name, "do not increase", fix)
+        if min(self.slopes, default=1.0) <= 0 or not len(self.knots_x) == len(self.knots_y) == len(self.slopes) != 1:
+            raise CheckpointError("slopes", "are not positive, one a knot", fix)
+        if self.kind in ("lattice", "real") and not self.knots_x:
+            raise CheckpointError("knots_x", "are missing", fix)
+        if self.kind == "ordinal" and not len(self.levels) == self.num_levels == len(self.edges) + 1:
+            raise CheckpointError("edges", f"are {len(self.edges)} between {len(self.levels)} levels", fix)
+        if self.kind == "constant" and len(self.levels) != 1:
+            raise CheckpointError("levels", f"are {len(self.levels)} of a constant", fix)
+        if any(math.isnan(end) for flat in self.flats for end in flat):
+            raise CheckpointError("flats", "hold NaN", fix)
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Column:
-        plain: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in data.items()}
-        plain["flats"] = tuple((low, high) for low, high in data["flats"])
-        return cls(**plain)
+        """The column of such a form.
+
+        Raises:
+            CheckpointError: not what `to_dict` gives.
+        """
+        with malformed("columns", "Save the model again."):
+            plain: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in data.items()}
+            plain["flats"] = tuple((low, high) for low, high in data["flats"])
+            return cls(**plain)
 
 
 def fit_column(x: np.ndarray, *, num_categories: int = 0, integer: bool = False, seed: int = 0) -> Column:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from flexgen import rng
-from flexgen.checks import kind_of
+from flexgen.checks import kind_of, number, whole_number
 from flexgen.conditional import MarginalConditional
 from flexgen.data.schema import TableSchema
 from flexgen.errors import FlexgenError
-from flexgen.query import Query
+from flexgen.query import Query, question
 from flexgen.rng import Randomness
 from flexgen.space import Space
 from flexgen.tables.columns import ColumnMaps, cell_log_prob
@@ -49,6 +49,10 @@ class TableMarginals:
     def log_prob(self, x: Tensor) -> Tensor:
         """``[B, N]``; not a number where x is not."""
         maps, latents = self.maps, self.latents
+        expected = (len(latents.means), len(maps.constants))
+        if not isinstance(x, Tensor) or tuple(x.shape) != expected or x.is_complex() or x.layout != torch.strided:
+            told = f"has shape {tuple(x.shape)}, {x.dtype}" if isinstance(x, Tensor) else f"is {kind_of(x)}"
+            raise FlexgenError("x", told, f"Pass a tensor of numbers {list(expected)}.")
         # A constant column has probability one at its constant.
         out = torch.where((x == maps.constants) | x.isnan(), 0.0, -torch.inf).double()
         if len(maps.numeric):
@@ -78,6 +82,8 @@ class TableMarginals:
         if isinstance(site, Tensor):
             return self.sample(generator=generator).gather(1, site[:, None]).squeeze(1)
         latents, maps = self.latents, self.maps
+        if type(site) is not int or not 0 <= site < len(maps.constants):
+            site = whole_number("site", site, most=len(maps.constants) - 1)
         place = (maps.numeric == site).nonzero()
         if len(place):
             s = int(place)
@@ -137,6 +143,7 @@ class TableMarginals:
 
     def quantile(self, probability: float) -> Tensor:
         """``[B, N]``: the quantile of numeric columns, by bisection; NaN for categorical ones."""
+        probability = number("probability", probability, 0.0, 1.0)
         maps, latents = self.maps, self.latents
         out = maps.constants.repeat(len(latents.means), 1)
         out[:, maps.categorical] = torch.nan
@@ -214,7 +221,7 @@ class TableConditional(nn.Module, MarginalConditional):
     @torch.no_grad()
     def marginals(self, x: Tensor, query: Query) -> TableMarginals:
         """p(x_i | x_C) of every site that is not observed."""
-        observed = query.expand(len(x)).observed
+        observed = question(x, query).observed
         x = torch.where(observed, x.double(), 0.0)  # nothing unobserved is read
         y, codes = self.maps(x), x[:, self.maps.categorical]
         if not len(self.members):
@@ -317,7 +324,7 @@ class TrainableTable(nn.Module, MarginalConditional):
     def marginals(self, x: Tensor, query: Query) -> TrainableMarginals:
         """p(x_i | x_C) of every site that is not observed."""
         table = self.conditional
-        observed = query.expand(len(x)).observed
+        observed = question(x, query).observed
         with torch.no_grad():
             x = torch.where(observed, x.double(), 0.0)  # nothing unobserved is read
             y, codes = table.maps(x), x[:, table.maps.categorical]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -107,7 +108,7 @@ class TableSettings:
             raise ConfigError("optimizer", f"is {self.optimizer!r}", "Choose 'adamw' or 'muon'.")
         if self.amp not in (None, "auto", "bf16", "fp16"):
             raise ConfigError("amp", f"is {self.amp!r}", "Choose 'auto', 'bf16', 'fp16' or None.")
-        if not _are(self.ridges, lambda ridge: is_number(ridge) and ridge > 0) or not self.ridges:
+        if not _are(self.ridges, lambda ridge: is_number(ridge) and 0 < ridge < math.inf) or not self.ridges:
             raise ConfigError("ridges", f"is {self.ridges!r}", "Pass positive numbers, such as (0.01, 0.1).")
         if not _are(self.classes, lambda k: isinstance(k, int) and k >= 1):
             raise ConfigError("classes", f"is {self.classes!r}", "Pass positive whole numbers, such as (2, 4).")

@@ -12,20 +12,32 @@ What a plan costs is known before it runs: which frames are observed depends on 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flexgen.checks import whole_number
+from flexgen.checks import (
+    callable_,
+    entries,
+    freeze,
+    instance,
+    kind_of,
+    malformed,
+    mapping,
+    real_tensor,
+    site_numbers,
+    whole_number,
+    whole_numbers,
+)
 from flexgen.errors import PlanError
 from flexgen.query import Query
 from flexgen.rng import Randomness
 from samplers.frames.distances import Distance, DistanceName, distance_of
 from samplers.frames.fdm import autoregressive_targets, ends_of, hierarchy_targets, merged
-from samplers.frames.plan import Plan, Window, check_window, frame_evaluations, given_frames
+from samplers.frames.plan import Plan, Window, as_frames, check_window, frame_evaluations, given_frames
 from samplers.schedule import Walk
 
 __all__ = ["AdaptivePlan", "Choice", "Distance", "adaptive_autoregressive", "adaptive_hierarchical", "farthest_points"]
@@ -47,6 +59,16 @@ class Choice:
     candidates: tuple[int, ...]
     num_observed: int
 
+    def __post_init__(self) -> None:
+        # In the order given, which decides between frames that are equally far.
+        candidates = site_numbers("candidates", self.candidates, error=PlanError)
+        fix = "Name frames among the candidates, each once."
+        always = whole_numbers("always", self.always, fix, most=max(candidates, default=0), error=PlanError)
+        if not set(always) <= set(candidates):
+            raise PlanError("always", f"is {kind_of(always)}", fix)
+        whole_number("num_observed", self.num_observed, 0, PlanError, most=len(candidates))
+        freeze(self, target=as_frames("target", self.target), candidates=candidates, always=always)
+
 
 @dataclass(frozen=True, repr=False)
 class AdaptivePlan:
@@ -67,6 +89,14 @@ class AdaptivePlan:
     choices: tuple[Choice, ...]
     distance: Distance
     name: str = "adaptive"
+
+    def __post_init__(self) -> None:
+        whole_number("window", self.window, 1, PlanError)
+        choices = entries("choices", self.choices, "Pass a tuple of Choice(...).", error=PlanError)
+        for choice in choices:
+            instance("choices", choice, Choice, "Pass a tuple of Choice(...).", PlanError)
+        callable_("distance", self.distance, "Pass a function of two batches of frames.")
+        freeze(self, observed=given_frames(self.observed, self.num_frames), choices=choices)
 
     @property
     def num_generated(self) -> int:
@@ -100,6 +130,8 @@ class AdaptivePlan:
             frames: ``[B, N, *site]``; frames that are not there yet are not read.
             number: 0 for the first window.
         """
+        real_tensor("frames", frames, f"[B, {self.num_frames}, *site]", error=PlanError)
+        number = whole_number("number", number, 0, PlanError, most=len(self.choices) - 1)
         if frames.ndim < 2 or frames.shape[1] != self.num_frames:
             raise PlanError("frames", f"has shape {tuple(frames.shape)}", f"Pass [B, {self.num_frames}, *site].")
         choice = self.choices[number]
@@ -119,7 +151,7 @@ class AdaptivePlan:
 
     def chosen(self, windows: Sequence[Window]) -> Plan:
         """The plan that one row came to, from its windows: what to save, and to draw again from."""
-        return Plan(self.num_frames, self.observed, self.window, tuple(windows), self.name)
+        return Plan(self.num_frames, self.observed, self.window, windows, self.name)  # type: ignore[arg-type]
 
     def to_dict(self) -> dict[str, Any]:
         """All but the function; ``from_dict(data, distance)`` takes it again."""
@@ -137,6 +169,13 @@ class AdaptivePlan:
         def frozen(value: Any) -> Any:
             return tuple(value) if isinstance(value, list) else value
 
+        fix = "Pass what plan.to_dict() returned."
+        mapping("data", data, fix, PlanError)
+        with malformed("data", fix, PlanError):
+            return cls._read(data, distance, frozen)
+
+    @classmethod
+    def _read(cls, data: Mapping[str, Any], distance: Distance, frozen: Callable[[Any], Any]) -> AdaptivePlan:
         choices = tuple(Choice(**{name: frozen(value) for name, value in choice.items()}) for choice in data["choices"])
         return cls(data["num_frames"], tuple(data["observed"]), data["window"], choices, distance, data["name"])
 

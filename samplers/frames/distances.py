@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from flexgen.checks import kind_of, real_tensor
 from flexgen.errors import PlanError
 
 __all__ = ["Distance", "DistanceName", "distance_of", "name_distance", "pixel_distance"]
@@ -25,6 +26,9 @@ def pixel_distance(frames: Tensor, others: Tensor) -> Tensor:
     Args:
         frames, others: ``[M, *site]``, of any number type.
     """
+    for name, given in (("frames", frames), ("others", others)):
+        if real_tensor(name, given, "[M, *site]", error=PlanError).ndim == 0 or given.shape != frames.shape:
+            raise PlanError(name, f"has shape {tuple(given.shape)}", "Pass two batches of frames of one shape.")
     rows = max(1, _AT_ONCE // max(1, frames[:1].numel()))
     found = torch.empty(len(frames), device=frames.device)
     for start in range(0, len(frames), rows):
@@ -60,4 +64,6 @@ def distance_of(value: Distance | DistanceName) -> Distance:
             raise PlanError("distance", "is 'lpips', a network that samplers alone do not know", fix)
     elif callable(value):
         return value
-    raise PlanError("distance", f"is {value!r}", "Choose 'pixels' or 'lpips', or pass a function of two batches.")
+    raise PlanError(
+        "distance", f"is {kind_of(value)}", "Choose 'pixels' or 'lpips', or pass a function of two batches."
+    )

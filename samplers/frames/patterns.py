@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flexgen.checks import whole_number
+from flexgen.checks import flag, freeze, real_tensor, whole_number, whole_numbers
 from flexgen.errors import PlanError
 from samplers.frames.fdm import autoregressive, hierarchical
-from samplers.frames.plan import Plan, given_frames
+from samplers.frames.plan import MOST_FRAMES, Plan, as_frames, given_frames
 from samplers.frames.tree import tree
 
 __all__ = ["Pattern", "continuation", "extension", "interpolation", "keyframes", "loop", "plan_for"]
@@ -37,8 +37,20 @@ class Pattern:
     source: tuple[int, ...]
     num_kept: int | None = None
 
+    def __post_init__(self) -> None:
+        observed = given_frames(self.observed, self.num_frames)
+        source = whole_numbers("source", self.source, "Pass a frame of the user's for each given one.", error=PlanError)
+        if len(source) != len(observed):
+            raise PlanError(
+                "source", f"has {len(source)} entries for {len(observed)} given frames", "Pass one for each."
+            )
+        if self.num_kept is not None:
+            whole_number("num_kept", self.num_kept, 1, PlanError, most=self.num_frames)
+        freeze(self, observed=observed, source=source)
+
     def place(self, given: Tensor) -> Tensor:
         """The state to start from, ``[B, N, *site]``: `given` ``[B, n, *site]`` at its places, zero elsewhere."""
+        real_tensor("given", given, "[B, n, *site]", error=PlanError)
         needed = 1 + max(self.source, default=-1)
         if given.ndim < 2 or given.shape[1] != needed:
             raise PlanError(
@@ -50,6 +62,8 @@ class Pattern:
 
     def trim(self, video: Tensor) -> Tensor:
         """The frames of ``[B, N, *site]`` that make the video."""
+        if real_tensor("video", video, "[B, N, *site]", error=PlanError).ndim < 2:
+            raise PlanError("video", f"has shape {tuple(video.shape)}", f"Pass [B, {self.num_frames}, *site].")
         return video[:, : self.num_kept]
 
 
@@ -62,6 +76,7 @@ def interpolation(num_frames: int, num_first: int = 1, num_last: int = 1) -> Pat
     """The first and the last frames are given: how a video gets from one to the other."""
     for name, count in (("num_first", num_first), ("num_last", num_last)):
         whole_number(name, count, 1, PlanError)
+    num_frames = whole_number("num_frames", num_frames, 1, PlanError, most=MOST_FRAMES)
     if num_first + num_last > num_frames:
         raise PlanError("num_last", f"is {num_last} beside num_first={num_first} of {num_frames} frames", "Give fewer.")
     return keyframes(num_frames, (*range(num_first), *range(num_frames - num_last, num_frames)))
@@ -69,7 +84,7 @@ def interpolation(num_frames: int, num_first: int = 1, num_last: int = 1) -> Pat
 
 def keyframes(num_frames: int, at: Iterable[int]) -> Pattern:
     """Any frames are given, in the order of time."""
-    observed = given_frames(tuple(at), num_frames)
+    observed = given_frames(as_frames("at", at), num_frames)
     return Pattern(num_frames, observed, tuple(range(len(observed))))
 
 
@@ -82,6 +97,7 @@ def extension(num_frames: int, num_given: int, start: int | None = None) -> Patt
         start: the place of its first frame; default: the clip is in the middle.
     """
     whole_number("num_given", num_given, 1, PlanError)
+    num_frames = whole_number("num_frames", num_frames, 1, PlanError, most=MOST_FRAMES)
     start = (num_frames - num_given) // 2 if start is None else whole_number("start", start, 0, PlanError)
     if not 0 <= start <= num_frames - num_given:
         raise PlanError(
@@ -96,6 +112,7 @@ def loop(num_frames: int, num_given: int = 1) -> Pattern:
     They stand at the end once more, where the plan meets them; ``pattern.trim`` leaves them out.
     """
     whole_number("num_given", num_given, 1, PlanError)
+    num_frames = whole_number("num_frames", num_frames, 1, PlanError, most=MOST_FRAMES)
     if num_given >= num_frames:
         raise PlanError("num_given", f"is {num_given} of {num_frames} frames", "Leave at least one frame to draw.")
     once = tuple(range(num_given))
@@ -127,7 +144,7 @@ def plan_for(
             raise PlanError("observed", "is given beside a pattern", "Leave it out: the pattern says it.")
         observed, num_frames = num_frames.observed, num_frames.num_frames
     observed = given_frames(0 if observed is None else observed, num_frames)
-    if parallel:
+    if flag("parallel", parallel):
         return tree(num_frames, observed, window, max_gap=max_gap)
     plan = hierarchical(num_frames, observed, window)
     most = (max(1, window - 3) + 1) ** 2 if max_gap is None else max_gap

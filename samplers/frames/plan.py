@@ -12,7 +12,6 @@ order m, where each run of targets has the m frames on either side observed, or 
 from __future__ import annotations
 
 import json
-import operator
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,10 +19,11 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from flexgen.checks import whole_number
+from flexgen.checks import entries, flag, freeze, instance, malformed, mapping, whole_number, whole_numbers
 from flexgen.errors import PlanError
 from flexgen.query import Query
 from flexgen.rng import Randomness
@@ -32,6 +32,12 @@ from samplers.schedule import Walk
 __all__ = ["Plan", "Window", "as_frames", "check_window", "frame_evaluations", "given_frames", "ranges"]
 
 _LINES = 40  # windows that a printed plan shows
+
+
+MOST_FRAMES = 1 << 22
+"""Of a video: days of it; what is longer is a mistake, and would take all memory to plan."""
+
+_INT64 = (1 << 63) - 1
 
 
 @dataclass(frozen=True)
@@ -99,11 +105,14 @@ class Window:
         """
         if frame_index is None:
             frame_index = self.frame_index
-        if isinstance(frame_index, int):
+        if isinstance(frame_index, int | np.integer):
+            frame_index = whole_number("frame_index", frame_index, 0, PlanError, most=MOST_FRAMES)
             absent = [frame for frame in (*self.target, *self.observed) if frame >= frame_index]
             place: Any = range(frame_index)
         else:
-            place = {int(frame): site for site, frame in enumerate(frame_index)}
+            fix = "Pass the frame of each site, or how many there are."
+            numbers = whole_numbers("frame_index", frame_index, fix, error=PlanError)
+            place = {frame: site for site, frame in enumerate(numbers)}
             absent = [frame for frame in (*self.target, *self.observed) if frame not in place]
         if absent:
             raise PlanError("frame_index", f"lacks frame {absent[0]} of the window", "Name every frame of the window.")
@@ -112,6 +121,7 @@ class Window:
 
     def shifted(self, by: int) -> Window:
         """The same window `by` frames later."""
+        by = whole_number("by", by, -MOST_FRAMES, PlanError, most=MOST_FRAMES)
         return Window(tuple(f + by for f in self.target), tuple(f + by for f in self.observed), self.refines)
 
     def __str__(self) -> str:
@@ -141,10 +151,13 @@ class Plan:
     name: str = "plan"
 
     def __post_init__(self) -> None:
-        whole_number("num_frames", self.num_frames, 1, PlanError)
         whole_number("window", self.window, 1, PlanError)
-        object.__setattr__(self, "observed", given_frames(self.observed, self.num_frames))
-        object.__setattr__(self, "windows", tuple(self.windows))
+        fix = "Pass windows, such as Window(target=(2, 3), observed=(0, 1))."
+        windows = entries("windows", self.windows, fix, error=PlanError)
+        for window in windows:
+            instance("windows", window, Window, fix, PlanError)
+        instance("name", self.name, str, "Pass a text.", PlanError)
+        freeze(self, observed=given_frames(self.observed, self.num_frames), windows=windows)
         self._check()
 
     def _check(self) -> None:
@@ -339,12 +352,10 @@ class Plan:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
-        try:
+        mapping("data", data, "Pass what plan.to_dict() returned.", PlanError)
+        with malformed("data", "Pass what plan.to_dict() returned.", PlanError):
             windows = tuple(Window(**window) for window in data["windows"])
-            fields = {name: data[name] for name in ("num_frames", "observed", "window", "name")}
-        except (TypeError, KeyError) as error:
-            raise PlanError("data", f"is no plan ({error})", "Pass what plan.to_dict() returned.") from None
-        return cls(windows=windows, **fields)
+            return cls(windows=windows, **{name: data[name] for name in ("num_frames", "observed", "window", "name")})
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict())
@@ -353,7 +364,7 @@ class Plan:
     def from_json(cls, text: str) -> Plan:
         try:
             data = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise PlanError("text", f"is no JSON ({error})", "Pass what plan.to_json() returned.") from None
         return cls.from_dict(data)
 
@@ -382,9 +393,9 @@ class Plan:
 
 def given_frames(observed: int | Iterable[int], num_frames: int) -> tuple[int, ...]:
     """The given frames of a video, from their indices or from how many are given at its start."""
-    whole_number("num_frames", num_frames, 1, PlanError)
-    if isinstance(observed, int):
-        observed = range(whole_number("observed", observed, 0, PlanError))
+    whole_number("num_frames", num_frames, 1, PlanError, most=MOST_FRAMES)
+    if isinstance(observed, int | np.integer):
+        observed = range(whole_number("observed", observed, 0, PlanError, most=MOST_FRAMES))
     frames = as_frames("observed", observed)
     if frames and frames[-1] >= num_frames:
         raise PlanError("observed", f"holds frame {frames[-1]}", f"Frames are numbered 0 to {num_frames - 1}.")
@@ -406,15 +417,14 @@ def frame_evaluations(num_target: int, num_observed: int, num_steps: int, *, cac
     Uncached, every step evaluates all frames of the window. Cached (observed frames attend to observed frames alone,
     so that their features are computed once), a step evaluates the targets.
     """
+    num_steps, cached = whole_number("num_steps", num_steps, 0, PlanError, most=1 << 53), flag("cached", cached)
     return num_steps * num_target + (1 if cached else num_steps) * num_observed
 
 
 def as_frames(argument: str, frames: Iterable[int]) -> tuple[int, ...]:
     """Frame indices, sorted; each a whole number from 0, and none twice."""
-    try:
-        numbers = sorted(operator.index(frame) for frame in frames)
-    except TypeError:
-        raise PlanError(argument, f"is {frames!r}", "Pass frame indices, for example range(36).") from None
+    fix = "Pass frame indices, for example range(36)."
+    numbers = sorted(whole_numbers(argument, frames, fix, least=-_INT64, error=PlanError))
     if numbers and numbers[0] < 0:
         raise PlanError(argument, f"holds frame {numbers[0]}", "Frames are numbered from 0.")
     for a, b in pairwise(numbers):

@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from flexgen.checks import whole_number
+from flexgen.checks import instance, whole_number
 from flexgen.errors import PlanError
 from samplers.frames.fdm import nearby
-from samplers.frames.plan import Plan, Window, as_frames
+from samplers.frames.plan import MOST_FRAMES, Plan, Window, as_frames
 
 __all__ = ["refine"]
 
@@ -36,7 +36,9 @@ def refine(plan: Plan, sweeps: int = 1, *, at: Iterable[int] | None = None, num_
     or three waves make a sweep, however long the video.
     """
     sweeps = whole_number("sweeps", sweeps, 0, PlanError)
-    window = plan.window
+    window = instance("plan", plan, Plan, "Pass a plan of samplers.frames.", PlanError).window
+    if sweeps * len(plan.windows) > MOST_FRAMES:
+        raise PlanError("sweeps", f"is {sweeps} of {len(plan.windows)} windows", "Pass fewer.")
     num_targets = max(1, window // 2) if num_targets is None else whole_number("num_targets", num_targets, 1, PlanError)
     if num_targets > window - 2:
         raise PlanError(

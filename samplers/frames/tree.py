@@ -18,7 +18,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-from flexgen.checks import whole_number
+from flexgen.checks import is_number, kind_of, whole_number
 from flexgen.errors import PlanError
 from samplers.frames.plan import Plan, Window, check_window, given_frames
 
@@ -57,8 +57,8 @@ def tree(
         raise PlanError("num_context", f"is {num_context} of a window of {window}", "Leave room to draw a frame.")
     size = window - num_context
     max_gap = (size + 1) ** 2 if max_gap is None else max_gap
-    if not max_gap >= 1:
-        raise PlanError("max_gap", f"is {max_gap}", "Pass 1 or more frames.")
+    if not is_number(max_gap) or not max_gap >= 1:
+        raise PlanError("max_gap", f"is {kind_of(max_gap)}", "Pass 1 or more frames.")
 
     gaps = [_stages(*gap, size, window, max_gap) for gap in _gaps(given, num_frames)]
     num_stages = max(map(len, gaps), default=0)

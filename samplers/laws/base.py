@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from flexgen import rng
+from flexgen.checks import doors, instance, kind_of, one_of, real_tensor, source, whole_number
 from flexgen.errors import FlexgenError, UnsupportedQueryError
-from flexgen.laws import MaskDraw
+from flexgen.laws import MaskDraw, MaskLaw
 from flexgen.query import Query
 from flexgen.rng import Randomness, Streams
-from samplers.laws.checks import one_of
 from samplers.laws.select import count_sites, fork, rows_of
 
 __all__ = ["Exchangeable", "Law", "Rows", "Sets", "Side", "Support", "Weight", "as_law", "subsets"]
@@ -27,6 +27,7 @@ Side = Literal["target", "observed"]
 Weight = Literal["one", "mean", "likelihood"]
 
 _MAX_SUBSET_SITES = 16
+_MOST_SITES = 1 << 16  # of a closed form
 
 
 class Sets(NamedTuple):
@@ -111,6 +112,12 @@ class Support:
     probability: Tensor
     weight: Tensor
 
+    def __post_init__(self) -> None:
+        instance("query", self.query, Query, "Pass a flexgen.Query of shape [M, N].")
+        for name in ("probability", "weight"):
+            if len(real_tensor(name, getattr(self, name), "[M]", ndim=1)) != len(self.query.target):
+                raise FlexgenError(name, f"has {len(getattr(self, name))} entries", "Pass one for each query.")
+
     def __len__(self) -> int:
         return len(self.probability)
 
@@ -143,6 +150,10 @@ class Support:
         return Sets(self.query.target, self.query.observed, self.weight)
 
 
+def _num_sites(argument: str, value: Any) -> int:
+    return whole_number(argument, value, most=_MOST_SITES)
+
+
 class Law(ABC):
     """A distribution over queries; a value: immutable, printable, built from plain arguments.
 
@@ -161,6 +172,8 @@ class Law(ABC):
                 stacklevel=2,
             )
             cls.draw_sets = former  # type: ignore[method-assign]
+        of_sites = {"num_sites": _num_sites}
+        doors(cls, support=of_sites, inclusion=of_sites, cardinality_pmf=of_sites)
 
     def draw(
         self, present: Tensor, *, generator: Randomness, x: Tensor | None = None, groups: Tensor | None = None
@@ -259,19 +272,27 @@ def subsets(num_sites: int) -> Tensor:
 def as_law(argument: str, law: object) -> Law:
     """`law`, if it can stand inside another law."""
     if not isinstance(law, Law):
+        told = repr(law) if isinstance(law, MaskLaw) else kind_of(law)
         raise FlexgenError(
-            argument, f"is {law!r}", "Pass a law over queries; Corrupted goes outermost, around the whole law."
+            argument, f"is {told}", "Pass a law over queries; Corrupted goes outermost, around the whole law."
         )
     return law
 
 
 def _check_rows(present: Tensor, generator: Randomness, x: Tensor | None, groups: Tensor | None) -> None:
-    if present.dtype != torch.bool or present.ndim != 2:
+    if (
+        not isinstance(present, Tensor)
+        or present.dtype != torch.bool
+        or present.ndim != 2
+        or present.layout != torch.strided
+    ):
+        is_tensor = isinstance(present, Tensor)
         raise FlexgenError(
             "present",
-            f"has dtype {present.dtype} and shape {tuple(present.shape)}",
+            f"has dtype {present.dtype} and shape {tuple(present.shape)}" if is_tensor else f"is {kind_of(present)}",
             "Pass a boolean tensor of shape [B, N], True where the data hold an entry.",
         )
+    source("generator", generator)
     here, there = torch.device(generator.device), present.device
     # A device without a number is the current one of its type.
     if here.type != there.type or (None not in (here.index, there.index) and here.index != there.index):
@@ -285,7 +306,14 @@ def _check_rows(present: Tensor, generator: Randomness, x: Tensor | None, groups
             "generator", f"has {len(generator)} streams for {len(present)} rows", "Use one stream for each row."
         )
     for name, value in (("x", x), ("groups", groups)):
-        if value is not None and value.shape[:2] != present.shape:
+        if value is None:
+            continue
+        real_tensor(name, value, "[B, N]")
+        if name == "groups" and (value.is_floating_point() or value.dtype == torch.bool or value.ndim != 2):
+            raise FlexgenError(name, f"is a tensor of {value.dtype}", "Pass whole numbers [B, N].")
+        if value.device != present.device:
+            raise FlexgenError(name, f"is on {value.device}, but present on {present.device}", "Move both to one.")
+        if value.shape[:2] != present.shape:
             raise FlexgenError(
                 name,
                 f"has shape {tuple(value.shape)}, but present has {tuple(present.shape)}",

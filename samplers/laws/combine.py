@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from flexgen.checks import entries, freeze, one_of, probabilities
 from flexgen.errors import FlexgenError
 from samplers.laws.base import Law, Rows, Sets, Side, Support, as_law
-from samplers.laws.checks import freeze, probabilities
 
 __all__ = ["Mixture", "NonEmpty", "Swap", "Within"]
 
@@ -28,7 +28,7 @@ class Mixture(Law):
     probabilities: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        laws = tuple(as_law("laws", law) for law in self.laws)
+        laws = tuple(as_law("laws", law) for law in entries("laws", self.laws, "Pass a list of laws."))
         if not laws:
             raise FlexgenError("laws", "is empty", "Mix at least one law.")
         weights = [1.0 / len(laws)] * len(laws) if self.probabilities is None else self.probabilities
@@ -110,7 +110,7 @@ class NonEmpty(Law):
         return Support.merged([(self._filled(inner.sets, everything), inner.probability)])
 
     def cardinality_pmf(self, num_sites: int, side: Side = "target") -> Tensor:
-        if side == "observed":
+        if one_of("side", side, ("target", "observed")) == "observed":
             return super().cardinality_pmf(num_sites, side)
         pmf = self.law.cardinality_pmf(num_sites).clone()
         pmf[-1] += pmf[0] if num_sites else 0.0

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from flexgen import rng
+from flexgen.checks import number
 from flexgen.errors import FlexgenError
 from flexgen.laws import MaskDraw
 from flexgen.rng import Randomness
 from samplers.laws.base import Law, as_law
-from samplers.laws.checks import number_in
 
 __all__ = ["Corrupted"]
 
@@ -36,8 +36,8 @@ class Corrupted:
 
     def __post_init__(self) -> None:
         as_law("law", self.law)
-        number_in("replace", self.replace, 0.0, 1.0)
-        number_in("keep", self.keep, 0.0, 1.0)
+        number("replace", self.replace, 0.0, 1.0)
+        number("keep", self.keep, 0.0, 1.0)
         if self.replace + self.keep > 1 + 1e-9:
             raise FlexgenError("keep", f"is {self.keep} beside replace={self.replace}", "Let them sum to at most 1.")
 

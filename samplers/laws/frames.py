@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from flexgen.checks import whole_number
 from samplers.laws.base import Law, Rows, Sets
-from samplers.laws.checks import at_least
 from samplers.laws.select import count_sites
 
 __all__ = ["FrameGroups"]
@@ -30,12 +30,12 @@ class FrameGroups(Law):
     window: int
 
     def __post_init__(self) -> None:
-        at_least("window", self.window, 1)
+        whole_number("window", self.window, 1)
 
     def draw_sets(self, rows: Rows) -> Sets:
         n, device = rows.num_present, rows.present.device
         longest = n.clamp_max(self.window)
-        step = torch.arange(self.window, device=device)
+        step = torch.arange(min(self.window, rows.num_sites), device=device)
         # One place more than frames, into which everything that is not drawn falls.
         target = torch.zeros(len(rows), rows.num_sites + 1, dtype=torch.bool, device=device)
         observed = torch.zeros_like(target)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flexgen.checks import freeze, kind_of, shape_of, whole_numbers
 from flexgen.errors import FlexgenError
-from samplers.laws.checks import freeze, shape_of
 
 __all__ = ["Groups", "Labels", "Patches"]
 
@@ -43,13 +43,9 @@ class Labels(Groups):
     of_site: Sequence[int]
 
     def __post_init__(self) -> None:
-        labels = tuple(self.of_site)
-        if (
-            not labels
-            or any(not isinstance(label, int) for label in labels)
-            or set(labels) != set(range(len({*labels})))
-        ):
-            raise FlexgenError("of_site", f"is {labels!r}", "Number the groups 0, 1, 2, ... without gaps.")
+        labels = whole_numbers("of_site", self.of_site, "Number the groups 0, 1, 2, ... without gaps.")
+        if not labels or set(labels) != set(range(len({*labels}))):
+            raise FlexgenError("of_site", f"is {kind_of(labels)}", "Number the groups 0, 1, 2, ... without gaps.")
         freeze(self, of_site=labels)
 
     @property

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from flexgen import rng
+from flexgen.checks import entries, freeze, number, one_of, real_tensor, source, true_tensor, whole_numbers
 from flexgen.errors import FlexgenError
 from flexgen.rng import Randomness
 from samplers.laws.base import Law, Rows, Sets
-from samplers.laws.checks import freeze, number_in, one_of
 
 __all__ = ["LogisticMissing", "QuantileMissing"]
 
@@ -43,8 +43,9 @@ class LogisticMissing(Law):
     means: Sequence[float]
 
     def __post_init__(self) -> None:
-        weights = tuple(tuple(float(w) for w in row) for row in self.weights)
-        intercepts, means = (tuple(float(v) for v in values) for values in (self.intercepts, self.means))
+        fix = "Pass an N x N matrix, N intercepts and N means."
+        weights = tuple(_numbers("weights", row, fix) for row in entries("weights", self.weights, fix))
+        intercepts, means = _numbers("intercepts", self.intercepts, fix, -math.inf), _numbers("means", self.means, fix)
         if len({len(weights), len(intercepts), len(means), *map(len, weights)}) != 1:
             raise FlexgenError(
                 "weights",
@@ -55,6 +56,8 @@ class LogisticMissing(Law):
 
     def probability(self, x: Tensor, present: Tensor) -> Tensor:
         """Of each site being a target, were it present: ``[B, N]``."""
+        real_tensor("x", x, f"[B, {len(self.means)}]", ndim=2)
+        true_tensor("present", present, (len(x), len(self.means)))
         weights, intercepts, means = (parameter.to(x.device) for parameter in self._parameters)
         return torch.sigmoid(torch.addmm(intercepts, torch.where(present, x.float(), means), weights.mT))
 
@@ -76,7 +79,7 @@ class LogisticMissing(Law):
 
         Each column's weights are normal, scaled so that its logit has unit variance over the data.
         """
-        present = _finite(x) if present is None else present
+        present, _ = _data(x, present), source("generator", generator)
         drivers = _columns(drivers, x.shape[1])
         drives = torch.zeros(x.shape[1], dtype=torch.bool, device=x.device)
         drives[list(drivers)] = True
@@ -88,7 +91,7 @@ class LogisticMissing(Law):
     @classmethod
     def mnar(cls, x: Tensor, *, rate: float, slope: float = 1.0, present: Tensor | None = None) -> LogisticMissing:
         """Self-masked: large values of a column (small, for a negative slope) hide themselves, at `rate` on average."""
-        present = _finite(x) if present is None else present
+        present, slope = _data(x, present), number("slope", slope, -1e6, 1e6)
         everywhere = torch.ones(x.shape[1], dtype=torch.bool, device=x.device)
         return cls._fit(
             x, present, slope * torch.eye(x.shape[1], dtype=torch.float64, device=x.device), everywhere, rate, slope
@@ -99,7 +102,7 @@ class LogisticMissing(Law):
         cls, x: Tensor, present: Tensor, weights: Tensor, affected: Tensor, rate: float, scale: float = 1.0
     ) -> LogisticMissing:
         """Scales each row of weights to logits of standard deviation |scale|, and finds intercepts by bisection."""
-        number_in("rate", rate, 0.0, 1.0)
+        number("rate", rate, 0.0, 1.0)
         count = present.sum(0).clamp_min(1)
         means = torch.where(present, x.double(), 0.0).sum(0) / count
         logits = torch.where(present, x.double(), means) @ weights.mT  # [B, N]
@@ -134,12 +137,13 @@ class QuantileMissing(Law):
     beyond: str = "above"
 
     def __post_init__(self) -> None:
-        drivers, thresholds = _columns(self.drivers, least=-1), tuple(float(t) for t in self.thresholds)
+        fix = "Give one threshold for each site."
+        drivers, thresholds = _columns(self.drivers, least=-1), _numbers("thresholds", self.thresholds, fix)
         if len(drivers) != len(thresholds):
             raise FlexgenError(
                 "thresholds", f"has {len(thresholds)} entries for {len(drivers)} drivers", "Give one for each site."
             )
-        number_in("rate", self.rate, 0.0, 1.0)
+        number("rate", self.rate, 0.0, 1.0)
         one_of("beyond", self.beyond, ("above", "below"))
         freeze(self, drivers=drivers, thresholds=thresholds)
 
@@ -148,7 +152,8 @@ class QuantileMissing(Law):
         cls, x: Tensor, *, drivers: Sequence[int], quantile: float, rate: float, beyond: str = "above"
     ) -> QuantileMissing:
         """Thresholds at a quantile of the values present (finite) in each driver's column."""
-        number_in("quantile", quantile, 0.0, 1.0)
+        number("quantile", quantile, 0.0, 1.0)
+        _data(x, None)
         drivers = _columns(drivers, x.shape[1], least=-1)
         if len(drivers) != x.shape[1]:
             raise FlexgenError(
@@ -171,13 +176,22 @@ def _columns(drivers: Any, num_columns: int | None = None, *, least: int = 0) ->
     """Column numbers, of as many columns as there are drivers by default; -1, where it is allowed, for none."""
     if not isinstance(drivers, Iterable):
         raise FlexgenError("drivers", f"is {drivers!r}", "Pass a list of column numbers.")
-    chosen = tuple(drivers)
+    chosen = entries("drivers", drivers, "Pass a list of column numbers.")
     num_columns = len(chosen) if num_columns is None else num_columns
-    for driver in chosen:
-        if not hasattr(driver, "__index__") or not least <= driver < num_columns:
-            fix = f"Name columns by their numbers, 0 to {num_columns - 1}" + (", or -1 for none." if least < 0 else ".")
-            raise FlexgenError("drivers", f"holds {driver!r}", fix)
-    return tuple(map(int, chosen))
+    fix = f"Name columns by their numbers, 0 to {num_columns - 1}" + (", or -1 for none." if least < 0 else ".")
+    return whole_numbers("drivers", chosen, fix, least=least, most=num_columns - 1)
+
+
+def _numbers(argument: str, values: Any, fix: str, low: float | None = None) -> tuple[float, ...]:
+    """Finite numbers, or `low`."""
+    given = entries(argument, values, fix)
+    return tuple(-math.inf if isinstance(v, float) and v == low else number(argument, v, fix=fix) for v in given)
+
+
+def _data(x: Any, present: Any) -> Tensor:
+    """Which entries of the data ``[B, N]`` are there."""
+    real_tensor("x", x, "[B, N]", ndim=2)
+    return _finite(x) if present is None else true_tensor("present", present, tuple(x.shape))
 
 
 def _values(rows: Rows, num_sites: int) -> Tensor:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from flexgen.checks import entries, one_of, shape_of
 from samplers.laws.base import Law, Weight
-from samplers.laws.checks import one_of
 from samplers.laws.combine import Mixture, NonEmpty, Swap, Within
 from samplers.laws.corrupted import Corrupted
 from samplers.laws.frames import FrameGroups
@@ -141,7 +141,8 @@ def ul2(denoisers: Sequence[str] = ("R", "S", "X")) -> Law:
         "S": (Prefix(Share(0.75, "floor")),),
         "X": (Spans(0.5, 3), Spans(0.5, 8), Spans(0.15, 64), Spans(0.5, 64)),
     }
-    return Mixture([law for name in denoisers for law in families[one_of("denoisers", name, families)]])
+    names = entries("denoisers", denoisers, "Pass a list of 'R', 'S' and 'X'.")
+    return Mixture([law for name in names for law in families[one_of("denoisers", name, families)]])
 
 
 def xlnet() -> Law:
@@ -178,7 +179,8 @@ def sim_mim(shape: Sequence[int], size: Sequence[int], rate: float = 0.6) -> Law
 
 def video_mae(shape: Sequence[int], rate: float = 0.9) -> Law:
     """Tubes: 0.9 of a frame's places, the same in every frame of (frames, rows, columns) (Tong et al. 2022)."""
-    frames, *plane = shape
+    shape = shape_of("shape", shape)
+    frames, *plane = shape or (1,)
     return Tied(FixedCount(Share(rate, "floor")), Patches(shape, (frames, *(1 for _ in plane))))
 
 

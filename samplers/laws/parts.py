@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from flexgen.checks import entries, freeze, kind_of, site_numbers
 from flexgen.errors import FlexgenError
 from samplers.laws.base import Law, Rows, Sets, Side, Support, as_law
-from samplers.laws.checks import freeze, site_numbers
 from samplers.laws.groups import Groups
 
 __all__ = ["Product", "Tied"]
@@ -35,7 +36,7 @@ class Tied(Law):
         as_law("law", self.law)
         if self.groups is not None and not isinstance(self.groups, Groups):
             raise FlexgenError(
-                "groups", f"is {self.groups!r}", "Pass Labels or Patches, or None to give groups at draw."
+                "groups", f"is {kind_of(self.groups)}", "Pass Labels or Patches, or None to give groups at draw."
             )
 
     def draw_sets(self, rows: Rows) -> Sets:
@@ -112,7 +113,7 @@ class Product(Law):
     parts: Sequence[tuple[Sequence[int], Law]]
 
     def __post_init__(self) -> None:
-        parts = tuple((site_numbers("parts", sites), as_law("parts", law)) for sites, law in self.parts)
+        parts = tuple((site_numbers("parts", sites), as_law("parts", law)) for sites, law in _pairs(self.parts))
         covered = sorted(site for sites, _ in parts for site in sites)
         if not covered or covered != list(range(len(covered))):
             raise FlexgenError("parts", f"cover sites {covered}", "Put every site, 0 to N-1, in exactly one part.")
@@ -155,3 +156,12 @@ class Product(Law):
 def _expand(of_group: Tensor, place: Tensor) -> Tensor:
     """A set of groups as a set of sites; the place after the last group is in no set."""
     return torch.cat([of_group, torch.zeros_like(of_group[:, :1])], -1).gather(-1, place)
+
+
+def _pairs(parts: Any) -> list[tuple[Any, Any]]:
+    fix = "Pass pairs (site numbers, law)."
+    pairs = [entries("parts", part, fix, most=2) for part in entries("parts", parts, fix)]
+    for pair in pairs:
+        if len(pair) != 2:
+            raise FlexgenError("parts", f"hold {kind_of(pair)}", fix)
+    return [(sites, law) for sites, law in pairs]

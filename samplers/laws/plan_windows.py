@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flexgen.checks import entries, freeze, kind_of, number, probabilities, whole_number
 from flexgen.errors import FlexgenError
-from samplers.frames.plan import Plan
+from samplers.frames.plan import Plan, as_frames
 from samplers.laws.base import Law, Rows, Sets, as_law
-from samplers.laws.checks import freeze, number_in, probabilities
 from samplers.laws.combine import Mixture
 
 __all__ = ["Curriculum", "PlanWindows"]
@@ -47,12 +47,15 @@ class PlanWindows(Law):
     plan_probabilities: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        plans = tuple(_shapes(plan) for plan in self.plans)
+        plans = tuple(
+            _shapes(plan) for plan in entries("plans", self.plans, "Pass a list of plans of samplers.frames.")
+        )
         if not plans or not all(plans):
             raise FlexgenError("plans", "hold no windows", "Pass at least one plan with windows to draw.")
         given = self.plan_probabilities
         shares = [1.0 / len(plans)] * len(plans) if given is None else given
-        freeze(self, plans=plans, plan_probabilities=probabilities("plan_probabilities", shares, len(plans)))
+        shares = probabilities("plan_probabilities", shares, len(plans), "plans", "plan")
+        freeze(self, plans=plans, plan_probabilities=shares)
 
     @cached_property
     def _table(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -128,13 +131,13 @@ class Curriculum:
     end: Sequence[float]
 
     def __post_init__(self) -> None:
-        laws = tuple(as_law("laws", law) for law in self.laws)
+        laws = tuple(as_law("laws", law) for law in entries("laws", self.laws, "Pass a list of laws."))
         start, end = (probabilities(name, getattr(self, name), len(laws)) for name in ("start", "end"))
         freeze(self, laws=laws, start=start, end=end)
 
     def at(self, progress: float) -> Mixture:
         """The law when so much of training is done, from 0 to 1."""
-        progress = number_in("progress", progress, 0.0, 1.0)
+        progress = number("progress", progress, 0.0, 1.0)
         mixed = [(1 - progress) * a + progress * b for a, b in zip(self.start, self.end, strict=True)]
         return Mixture(self.laws, mixed)
 
@@ -148,9 +151,12 @@ def _shapes(plan: Any) -> tuple[Shape, ...]:
             counts[moved.target, moved.observed] += 1
         return tuple((*sets, count) for sets, count in sorted(counts.items()))
     try:
-        shapes = tuple((tuple(target), tuple(observed), int(count)) for target, observed, count in plan)
+        shapes = tuple(
+            (as_frames("target", target), as_frames("observed", observed), whole_number("count", count, most=1 << 53))
+            for target, observed, count in plan
+        )
     except (TypeError, ValueError):
-        raise FlexgenError("plans", f"hold {plan!r}", "Pass plans of samplers.frames.") from None
+        raise FlexgenError("plans", f"hold {kind_of(plan)}", "Pass plans of samplers.frames.") from None
     for target, observed, count in shapes:
         frames = [*target, *observed]
         if not target or count < 1 or min(frames) != 0 or len(set(frames)) < len(frames):

@@ -7,24 +7,57 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flexgen import rng
+from flexgen.checks import MOST_ENTRIES, callable_, doors, number, positive, real_tensor, source, whole_number
 from flexgen.errors import FlexgenError
 from flexgen.rng import Randomness
-from samplers.laws.checks import number_in, positive
 from samplers.laws.select import fork
 
 __all__ = ["Beta", "Cosine", "Rate", "TruncatedNormal", "Uniform", "as_rate"]
 
 # Gauss rules with this many nodes are exact for polynomials up to degree 2 * nodes - 1.
 _EXTRA_NODES = 64
+_MOST_NODES = 2048  # whose matrix has an eigendecomposition in seconds
+
+LEAST_RATE = 2.0**-53
+"""As `Uniform` draws them: a rate below asks for nothing in any row there is, and its likelihood weight would be an
+infinity times nothing."""
+
+_BETA_PARAMETERS = (1e-3, 1e9)
+_LEAST_MASS = 1e-280  # of a truncated normal, in the tail where probabilities are exact
+
+
+def _num_rows(argument: str, value: Any) -> int:
+    return whole_number(argument, value, most=MOST_ENTRIES)
+
+
+def _num_nodes(argument: str, value: Any) -> int:
+    return whole_number(argument, value, 1, most=_MOST_NODES)
+
+
+def _probabilities(argument: str, value: Any) -> Tensor:
+    u = real_tensor(argument, value, "of probabilities in (0, 1]", error=FlexgenError)
+    if not bool(((u >= 0) & (u <= 1)).all()):
+        raise FlexgenError(argument, "holds what is no probability", "Pass numbers in (0, 1].")
+    return u
 
 
 class Rate(ABC):
     """A distribution on [0, 1], given by its quantile function."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        doors(
+            cls,
+            quantile={"u": _probabilities},
+            draw={"num_rows": _num_rows, "generator": source},
+            nodes={"num_nodes": _num_nodes},
+        )
 
     @abstractmethod
     def quantile(self, u: Tensor) -> Tensor:
@@ -32,16 +65,19 @@ class Rate(ABC):
 
     def draw(self, num_rows: int, *, generator: Randomness) -> Tensor:
         """One rate a row, float64 ``[B]``, independent."""
+        num_rows, generator = _num_rows("num_rows", num_rows), source("generator", generator)
         # 1 - u lies in (0, 1]: a rate of exactly zero would have no likelihood weight.
         return self.quantile(1.0 - rng.uniform((num_rows,), generator=generator, dtype=torch.float64))
 
     def nodes(self, num_nodes: int) -> tuple[Tensor, Tensor]:
         """Values and probabilities of a discrete rate with (nearly) the same moments: a Gauss rule."""
-        u, probability = _gauss_beta(1.0, 1.0, num_nodes)
+        u, probability = _gauss_beta(1.0, 1.0, _num_nodes("num_nodes", num_nodes))
         return self.quantile(u), probability
 
     def expect(self, f: Callable[[Tensor], Tensor], degree: int = 0) -> Tensor:
         """E f(t), where f maps ``[M]`` to ``[M, ...]`` and is about as smooth as a polynomial of this degree."""
+        callable_("f", f, "Pass a function of a tensor.")
+        degree = whole_number("degree", degree, most=2 * (_MOST_NODES - _EXTRA_NODES))
         value, probability = self.nodes(degree // 2 + _EXTRA_NODES)
         mean: Tensor = torch.tensordot(probability, f(value), dims=1)
         return mean
@@ -80,8 +116,8 @@ class Uniform(Rate):
     high: float = 1.0
 
     def __post_init__(self) -> None:
-        number_in("high", self.high, 0.0, 1.0)
-        number_in("low", self.low, 0.0, self.high)
+        number("high", self.high, 0.0, 1.0)
+        number("low", self.low, 0.0, self.high)
 
     def quantile(self, u: Tensor) -> Tensor:
         return self.low + (self.high - self.low) * u
@@ -105,15 +141,27 @@ class TruncatedNormal(Rate):
     high: float = 1.0
 
     def __post_init__(self) -> None:
+        number("loc", self.loc)
         positive("scale", self.scale)
-        number_in("high", self.high, 0.0, 1.0)
-        number_in("low", self.low, 0.0, self.high)
+        number("high", self.high, 0.0, 1.0)
+        number("low", self.low, 0.0, self.high)
+        _, bottom, top = self._ends(torch.float64)
+        if not float(top - bottom) > _LEAST_MASS and self.low < self.high:
+            problem = f"is {self.loc} at scale {self.scale}: no mass that can be told from 0 lies between the ends"
+            raise FlexgenError("loc", problem, "Move it towards [low, high], or widen the scale.")
+
+    def _ends(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> tuple[float, Tensor, Tensor]:
+        """The distribution function at both ends; of the mirrored normal (-1) where both lie above its centre."""
+        ends = (torch.tensor([self.low, self.high], dtype=dtype, device=device) - self.loc) / self.scale
+        sign = -1.0 if bool(ends[0] > 0) else 1.0  # small probabilities are exact, those near 1 are not
+        # By erfc, whose small values are accurate; torch's ndtr is 0 below -8.
+        bottom, top = 0.5 * torch.erfc(-(ends if sign > 0 else -ends.flip(0)) / math.sqrt(2.0))
+        return sign, bottom, top
 
     def quantile(self, u: Tensor) -> Tensor:
-        ends = torch.tensor([self.low, self.high], dtype=u.dtype, device=u.device)
-        bottom, top = torch.special.ndtr((ends - self.loc) / self.scale)
-        normal: Tensor = torch.special.ndtri(bottom + (top - bottom) * u)
-        return (self.loc + self.scale * normal).clamp(self.low, self.high)
+        sign, bottom, top = self._ends(u.dtype, u.device)
+        normal: Tensor = torch.special.ndtri(bottom + (top - bottom) * (u if sign > 0 else 1.0 - u))
+        return (self.loc + sign * self.scale * normal).clamp(self.low, self.high)
 
 
 @dataclass(frozen=True)
@@ -124,17 +172,17 @@ class Beta(Rate):
     b: float
 
     def __post_init__(self) -> None:
-        positive("a", self.a)
-        positive("b", self.b)
+        for name in ("a", "b"):
+            number(name, positive(name, getattr(self, name)), *_BETA_PARAMETERS)
 
     def quantile(self, u: Tensor) -> Tensor:  # noqa: ARG002
         raise FlexgenError("rate", f"{self!r} has no closed quantile function", "Use draw, mean or expect.")
 
     def draw(self, num_rows: int, *, generator: Randomness) -> Tensor:
         # Each by randomness of its own, since how many proposals the first makes depends on the slowest row.
-        first = _gamma(self.a, num_rows, generator=fork(generator, "a"))
-        second = _gamma(self.b, num_rows, generator=fork(generator, "b"))
-        return first / (first + second)
+        first = _log_gamma(self.a, num_rows, generator=fork(generator, "a"))
+        second = _log_gamma(self.b, num_rows, generator=fork(generator, "b"))
+        return torch.sigmoid(first - second).clamp_min(LEAST_RATE)
 
     def nodes(self, num_nodes: int) -> tuple[Tensor, Tensor]:
         return _gauss_beta(float(self.a), float(self.b), num_nodes)
@@ -142,7 +190,7 @@ class Beta(Rate):
 
 def as_rate(argument: str, rate: float | Rate) -> Rate:
     """A number in [0, 1] as a constant rate; a `Rate` as it is."""
-    return rate if isinstance(rate, Rate) else _Constant(number_in(argument, rate, 0.0, 1.0))
+    return rate if isinstance(rate, Rate) else _Constant(number(argument, rate, 0.0, 1.0))
 
 
 @lru_cache(maxsize=32)
@@ -164,8 +212,11 @@ def _gauss_beta(a: float, b: float, num_nodes: int) -> tuple[Tensor, Tensor]:
     return (0.5 * (1 + x)).clamp(0.0, 1.0), vectors[0] ** 2
 
 
-def _gamma(shape: float, num_rows: int, *, generator: Randomness) -> Tensor:
-    """Gamma(shape, 1) by Marsaglia & Tsang (2000); proposals until every row has accepted one."""
+def _log_gamma(shape: float, num_rows: int, *, generator: Randomness) -> Tensor:
+    """log of Gamma(shape, 1) by Marsaglia & Tsang (2000); proposals until every row has accepted one.
+
+    In logarithms, since Gamma(0.01) is below the least positive float64 once in 2000 draws.
+    """
     boosted = shape + 1 if shape < 1 else shape
     d = boosted - 1.0 / 3.0
     c = 1.0 / math.sqrt(9.0 * d)
@@ -178,4 +229,4 @@ def _gamma(shape: float, num_rows: int, *, generator: Randomness) -> Tensor:
         accepted = (v > 0) & (u.log() < 0.5 * z**2 + d - d * v + d * v.clamp_min(1e-300).log())
         value = torch.where(value.isnan() & accepted, d * v, value)
     # Gamma(s) = Gamma(s + 1) * U^(1/s) for s < 1.
-    return value * boost ** (1.0 / shape) if shape < 1 else value
+    return value.log() + boost.log() / shape if shape < 1 else value.log()

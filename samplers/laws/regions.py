@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flexgen.checks import freeze, number, shape_of, whole_number
 from flexgen.errors import FlexgenError
 from samplers.laws.base import Law, Rows, Sets, Support
-from samplers.laws.checks import at_least, freeze, number_in, positive, shape_of
 from samplers.laws.select import count_sites
 
 __all__ = ["Blocks", "Box", "Pattern", "Rectangle"]
@@ -38,12 +38,11 @@ class Blocks(Law):
 
     def __post_init__(self) -> None:
         freeze(self, shape=_plane(self.shape))
-        if at_least("count", self.count, 0) > math.prod(self.shape):
+        if whole_number("count", self.count) > math.prod(self.shape):
             raise FlexgenError("count", f"is {self.count} of {math.prod(self.shape)} sites", "Cover at most the grid.")
-        at_least("min_area", self.min_area, 1)
-        at_least("tries", self.tries, 1)
-        if positive("min_aspect", self.min_aspect) > 1:
-            raise FlexgenError("min_aspect", f"is {self.min_aspect}", "Pass a ratio of at most 1.")
+        whole_number("min_area", self.min_area, 1)
+        whole_number("tries", self.tries, 1, most=10_000)
+        number("min_aspect", self.min_aspect, 1e-6, 1.0)
 
     def draw_sets(self, rows: Rows) -> Sets:
         _check_grid(self.shape, rows.num_sites)
@@ -89,8 +88,8 @@ class Rectangle(Law):
 
     def __post_init__(self) -> None:
         freeze(self, shape=_plane(self.shape))
-        number_in("max_area", self.max_area, 0.0, 1.0)
-        number_in("min_area", self.min_area, 0.0, self.max_area)
+        number("max_area", self.max_area, 0.0, 1.0)
+        number("min_area", self.min_area, 0.0, self.max_area)
         if not bool(self._sides().any()):
             raise FlexgenError("min_area", f"is {self.min_area}", f"No rectangle of {self.shape} has such an area.")
 
@@ -146,8 +145,8 @@ class Box(Law):
     def __post_init__(self) -> None:
         freeze(self, shape=_plane(self.shape))
         for low, high in (("top", "bottom"), ("left", "right")):
-            number_in(high, getattr(self, high), 0.0, 1.0)
-            number_in(low, getattr(self, low), 0.0, getattr(self, high))
+            number(high, getattr(self, high), 0.0, 1.0)
+            number(low, getattr(self, low), 0.0, getattr(self, high))
 
     def _target(self) -> Tensor:
         (height, width), target = self.shape, torch.zeros(*self.shape, dtype=torch.bool)
@@ -183,9 +182,8 @@ class Pattern(Law):
 
     def __post_init__(self) -> None:
         freeze(self, shape=_plane(self.shape))
-        number_in("resolution", self.resolution, 0.0, 1.0)
-        positive("resolution", self.resolution)
-        number_in("density", self.density, 0.0, 1.0)
+        number("resolution", self.resolution, 1e-6, 1.0)
+        number("density", self.density, 0.0, 1.0)
 
     def draw_sets(self, rows: Rows) -> Sets:
         _check_grid(self.shape, rows.num_sites)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from flexgen import rng
+from flexgen.checks import freeze, instance, one_of, site_numbers, whole_number
 from flexgen.errors import FlexgenError
 from samplers.laws.base import Exchangeable, Law, Rows, Sets, Support, Weight, subsets
-from samplers.laws.checks import at_least, freeze, one_of, site_numbers
-from samplers.laws.rates import Rate, as_rate
+from samplers.laws.rates import LEAST_RATE, Rate, as_rate
 from samplers.laws.select import choose, count_sites, exclude, smallest
 from samplers.laws.sizes import Size, as_size
 
@@ -39,15 +39,16 @@ class Bernoulli(Exchangeable):
     def __post_init__(self) -> None:
         as_rate("rate", self.rate)
         one_of("weight", self.weight, _WEIGHTS)
-        if self.weight == "likelihood" and self.rate == 0:
-            raise FlexgenError("weight", "is 'likelihood' at rate 0", "Pass a positive rate: the weight is 1/rate.")
+        if self.weight == "likelihood" and not isinstance(self.rate, Rate) and self.rate < LEAST_RATE:
+            problem = f"is 'likelihood' at rate {self.rate}"
+            raise FlexgenError("weight", problem, "Pass a positive rate: the weight is 1/rate.")
 
     def draw_sets(self, rows: Rows) -> Sets:
         rate = as_rate("rate", self.rate).draw(len(rows), generator=rows.generator)
         u = rng.uniform(rows.present.shape, generator=rows.generator)
         target = (u < rate.float()[:, None]) & rows.present
         if self.weight == "likelihood":
-            return rows.rest(target, (1.0 / rate).float())
+            return rows.rest(target, (1.0 / rate.clamp_min(LEAST_RATE)).float())
         return rows.rest(target, _plain_weight(self.weight, target))
 
     def _sizes(self, num_sites: int) -> tuple[Tensor, Tensor]:
@@ -62,7 +63,7 @@ class Bernoulli(Exchangeable):
         pmf = rate.expect(binomial, num_sites)
         if self.weight == "likelihood":
             # The empty target's weight has no finite mean under Uniform(); it multiplies an empty sum, so 0 will do.
-            weighted = rate.expect(lambda t: binomial(t)[:, 1:] / t[:, None], num_sites)
+            weighted = rate.expect(lambda t: binomial(t)[:, 1:] / t[:, None].clamp_min(LEAST_RATE), num_sites)
             weight = torch.cat([torch.zeros(1, dtype=torch.float64), weighted / pmf[1:].clamp_min(1e-300)])
         else:
             weight = _size_weight(self.weight, num_sites)
@@ -126,7 +127,7 @@ class Prefix(Law):
     def __post_init__(self) -> None:
         length = as_size("length", self.length)
         if self.ahead is not None:
-            at_least("ahead", self.ahead, 1)
+            whole_number("ahead", self.ahead, 1)
         if isinstance(self.order, str):
             one_of("order", self.order, ("sites", "random"))
         else:
@@ -208,7 +209,8 @@ class Strided(Law):
     random_offset: bool = True
 
     def __post_init__(self) -> None:
-        at_least("step", self.step, 1)
+        whole_number("step", self.step, 1, most=1 << 53)
+        instance("random_offset", self.random_offset, bool, "Pass True or False.")
 
     def draw_sets(self, rows: Rows) -> Sets:
         num_offsets = self.step if self.random_offset else 1
@@ -216,9 +218,11 @@ class Strided(Law):
         return rows.rest((rows.place % self.step == offset) & rows.present)
 
     def support(self, num_sites: int) -> Support:
-        offsets = torch.arange(self.step if self.random_offset else 1)
+        num_offsets = self.step if self.random_offset else 1
+        offsets = torch.arange(min(num_offsets, num_sites + 1))  # the last of more than there are sites asks for none
         target = torch.arange(num_sites) % self.step == offsets[:, None]
-        probability = torch.full((len(offsets),), 1.0 / len(offsets), dtype=torch.float64)
+        probability = torch.full((len(offsets),), 1.0 / num_offsets, dtype=torch.float64)
+        probability[-1] += 1.0 - len(offsets) / num_offsets
         return Support.merged([(Sets(target, ~target, torch.ones(len(offsets))), probability)])
 
 

@@ -4,22 +4,40 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from flexgen import rng
+from flexgen.checks import MOST_ENTRIES, doors, number, one_of, source, whole_number, whole_tensor
 from flexgen.errors import FlexgenError
 from flexgen.rng import Randomness
-from samplers.laws.checks import at_least, number_in, one_of
 from samplers.laws.rates import Rate, as_rate
 
 __all__ = ["Exactly", "PowerSize", "Share", "Size", "UniformSize", "as_size"]
 
 
+def _counts(argument: str, value: Any) -> Tensor:
+    return whole_tensor(argument, value, "[B]", ndim=1)
+
+
+def _num_sites(argument: str, value: Any) -> int:
+    return whole_number(argument, value, most=MOST_ENTRIES)
+
+
 class Size(ABC):
     """A law of a count, given n. Counts are relative to the entries *present* in the row."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        doors(
+            cls,
+            draw={"n": _counts, "generator": source},
+            pmf={"n": _num_sites},
+            probability={"count": _counts, "n": _counts},
+        )
 
     @abstractmethod
     def draw(self, n: Tensor, *, generator: Randomness) -> Tensor:
@@ -45,7 +63,7 @@ class Exactly(Size):
     count: int
 
     def __post_init__(self) -> None:
-        at_least("count", self.count, 0)
+        whole_number("count", self.count, 0)
 
     def draw(self, n: Tensor, *, generator: Randomness) -> Tensor:  # noqa: ARG002
         return n.clamp_max(self.count)
@@ -89,8 +107,8 @@ class UniformSize(Size):
     leave: int = 0
 
     def __post_init__(self) -> None:
-        at_least("low", self.low, 0)
-        at_least("leave", self.leave, 0)
+        whole_number("low", self.low, 0)
+        whole_number("leave", self.leave, 0)
 
     def draw(self, n: Tensor, *, generator: Randomness) -> Tensor:
         low, choices = self._range(n)
@@ -122,7 +140,7 @@ class PowerSize(Size):
     power: float = 1.0
 
     def __post_init__(self) -> None:
-        number_in("power", self.power, -16.0, 16.0)
+        number("power", self.power, -16.0, 16.0)
 
     def draw(self, n: Tensor, *, generator: Randomness) -> Tensor:
         mass = self._mass(int(n.max()) if len(n) else 0, n.device)
@@ -138,11 +156,15 @@ class PowerSize(Size):
         return torch.cat([torch.zeros(1, dtype=torch.float64), (mass / mass.sum()).flip(0)])
 
     def probability(self, count: Tensor, n: Tensor) -> Tensor:
+        if count.shape != n.shape or count.device != n.device:
+            raise FlexgenError("count", f"has shape {tuple(count.shape)}, n {tuple(n.shape)}", "Let the two agree.")
         mass = self._mass(int(n.max()) if len(n) else 0, n.device)
         total = mass.cumsum(0)
         return mass[(n - count).clamp(0, len(mass) - 1)] / total[(n - 1).clamp_min(0)]
 
     def _mass(self, n: int, device: torch.device) -> Tensor:
+        if n > MOST_ENTRIES:
+            raise FlexgenError("n", f"is {n}", f"Pass at most {MOST_ENTRIES}.")
         """(k + 1)^power for k = 0 .. n - 1 (one entry for an empty row)."""
         return torch.arange(1, max(n, 1) + 1, dtype=torch.float64, device=device) ** self.power
 
@@ -151,9 +173,9 @@ def as_size(argument: str, size: int | float | Rate | Size) -> Size:
     """An integer is a count, a fraction or a `Rate` a rounded share, a `Size` itself."""
     if isinstance(size, Size):
         return size
-    if isinstance(size, int) and not isinstance(size, bool):
-        return Exactly(at_least(argument, size, 0))
-    return Share(size) if isinstance(size, Rate) else Share(number_in(argument, size, 0.0, 1.0))
+    if isinstance(size, int | np.integer) and not isinstance(size, bool):
+        return Exactly(whole_number(argument, size, 0))
+    return Share(size) if isinstance(size, Rate) else Share(number(argument, size, 0.0, 1.0))
 
 
 def _one_hot(count: int, n: int) -> Tensor:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flexgen.checks import number, whole_number
 from flexgen.errors import FlexgenError
 from flexgen.rng import Randomness
 from samplers.laws.base import Law, Rows, Sets, Support
-from samplers.laws.checks import at_least, number_in
 from samplers.laws.select import choose, count_sites
 
 __all__ = ["GeometricSpans", "NGrams", "Spans", "span_counts", "truncated_geometric"]
@@ -37,9 +37,8 @@ class Spans(Law):
     mean_length: float
 
     def __post_init__(self) -> None:
-        number_in("density", self.density, 0.0, 1.0)
-        if not self.mean_length >= 1:
-            raise FlexgenError("mean_length", f"is {self.mean_length!r}", "A span holds one site or more.")
+        number("density", self.density, 0.0, 1.0)
+        number("mean_length", self.mean_length, 1.0, fix="A span holds one site or more.")
 
     def draw_sets(self, rows: Rows) -> Sets:
         targets, spans = span_counts(rows.num_present, self.density, self.mean_length)
@@ -112,24 +111,25 @@ class GeometricSpans(Law):
     max_length: int = 10
 
     def __post_init__(self) -> None:
-        number_in("density", self.density, 0.0, 1.0)
-        number_in("p", self.p, 0.0, 1.0)
-        at_least("max_length", self.max_length, 1)
+        number("density", self.density, 0.0, 1.0)
+        number("p", self.p, 0.0, 1.0)
+        whole_number("max_length", self.max_length, 1)
 
     def draw_sets(self, rows: Rows) -> Sets:
         n = rows.num_present
         budget = (n.double() * self.density).ceil().long()
         cdf = truncated_geometric(self.p, self.max_length).cumsum(0).to(n.device)
-        step = torch.arange(self.max_length, device=n.device)
+        reach = min(self.max_length, rows.num_sites)  # a span ends with the row at the latest
+        step = torch.arange(reach, device=n.device)
         # Places from n on count as taken, and there are enough of them for a span to run over the end.
-        outside = torch.arange(rows.num_sites + self.max_length, device=n.device) >= n[:, None]
+        outside = torch.arange(rows.num_sites + reach, device=n.device) >= n[:, None]
         taken, spent = outside.clone(), torch.zeros_like(n)
         source = rows.fork("spans")
         while bool((spent < budget).any()):
             u, v = source.uniform(2).unbind(-1)
             anchor = (u * n).long()  # [B]
             length = torch.searchsorted(cdf[:-1], v * cdf[-1], right=True) + 1
-            place = anchor[:, None] + step  # [B, max_length]
+            place = anchor[:, None] + step  # [B, reach]
             before = taken.gather(-1, place)
             fresh = ~before & (step < length[:, None])
             fresh &= fresh[:, :1]  # the anchor itself must be free
@@ -167,9 +167,9 @@ class NGrams(Law):
 
     def __post_init__(self) -> None:
         for name in ("full_length", "beta", "max_gram"):
-            at_least(name, getattr(self, name), 1)
-        at_least("alpha", self.alpha, self.beta)
-        if not 0 <= at_least("count", self.count, 0) <= self.full_length:
+            whole_number(name, getattr(self, name), 1)
+        whole_number("alpha", self.alpha, self.beta)
+        if not 0 <= whole_number("count", self.count, 0) <= self.full_length:
             raise FlexgenError("count", f"is {self.count} of {self.full_length}", "Predict at most the whole row.")
 
     def draw_sets(self, rows: Rows) -> Sets:

@@ -101,7 +101,7 @@ def test_a_mean_of_whole_numbers_stays_a_fraction(frame):
         (lambda f: TableSchema.infer(f).encode(f.assign(count=0.5)), "column 'count': holds 0.5 in row 0"),
         (lambda f: TableSchema.infer(f).encode(f.assign(mass="heavy")), "column 'mass': has dtype .* knows it as real"),
         (lambda f: TableSchema.infer(f).position("weight"), "column: names 'weight', which is no column"),
-        (lambda _: load_table("titanic"), "name: is 'titanic'. Choose one of breast_cancer"),
+        (lambda _: load_table("titanic"), "name: is 'titanic'. Choose one of 'breast_cancer'"),
         (lambda _: read_table("nowhere.csv"), "path: 'nowhere.csv' is no file"),
     ],
 )  # fmt: skip

@@ -122,7 +122,9 @@ def test_errors() -> None:
         kernels.site_kernel(joint((2,) * 14), 0)
     with pytest.raises(UnsupportedQueryError, match=r"block: holds sites \[0, 1\]"):
         kernels.site_kernel(incompatible(), (0, 1))
-    with pytest.raises(FlexgenError, match=r"block: is 3. Name distinct sites among 0 to 2"):
+    with pytest.raises(FlexgenError, match=r"block: holds 3. Name distinct sites among 0 to 2"):
         kernels.site_kernel(incompatible(), 3)
-    with pytest.raises(FlexgenError, match=r"weights: are \[0.5, 0.6, 0.1\]. Give 3 probabilities that sum to 1"):
+    with pytest.raises(
+        FlexgenError, match=r"weights: is \(0.5, 0.6, 0.1\), which sums to 1.2. Give probabilities that sum to 1"
+    ):
         kernels.random_scan_kernel(incompatible(), weights=[0.5, 0.6, 0.1])

@@ -27,13 +27,13 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
         lambda: laws.FixedCount(3, "likelihood"),
         r"weight: is 'likelihood', but Exactly\(count=3\) does not visit every size. Use UniformSize or PowerSize",
     ),
-    "count": (lambda: laws.FixedCount(-1), r"size: is -1. Pass a whole number, 0 or more."),
+    "count": (lambda: laws.FixedCount(-1), r"size: is -1. Pass at least 0."),
     "rounding": (lambda: laws.Share(0.5, "up"), r"rounding: is 'up'. Choose one of 'floor', 'ceil', 'round'."),  # type: ignore[arg-type]
     "ends of a rate": (lambda: laws.Uniform(0.7, 0.2), r"low: is 0.7. Pass a number between 0 and 0.2."),
     "beta": (lambda: laws.Beta(0, 1), r"a: is 0. Pass a positive number."),
     "beta's quantile": (lambda: laws.Share(laws.Beta(1, 2)).pmf(3), r"rate: Beta\(a=1, b=2\) has no closed quantile"),
     "mean length": (lambda: laws.Spans(0.15, 0.5), r"mean_length: is 0.5. A span holds one site or more."),
-    "ahead": (lambda: laws.Prefix(2, ahead=0), r"ahead: is 0. Pass a whole number, 1 or more."),
+    "ahead": (lambda: laws.Prefix(2, ahead=0), r"ahead: is 0. Pass at least 1."),
     "order": (lambda: laws.Prefix(2, order=(0, 2)), r"order: is \(0, 2\). Pass each site number once"),
     "order's length": (
         lambda: laws.Prefix(2, order=(1, 0)).draw(PRESENT, generator=GENERATOR),
@@ -83,10 +83,10 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "grid's budget": (lambda: laws.Blocks((3, 3), 10), r"count: is 10 of 9 sites. Cover at most the grid."),
     "not a plane": (lambda: laws.Rectangle((2, 3, 4)), r"shape: is \(2, 3, 4\). Pass \(rows, columns\)"),
-    "empty grid": (lambda: laws.Rectangle((0, 3)), r"shape: is \(0, 3\). Pass the grid's sizes"),
+    "empty grid": (lambda: laws.Rectangle((0, 3)), r"shape: holds 0. Pass the grid's sizes"),
     "no rectangle": (lambda: laws.Rectangle((2, 2), 0.6, 0.7), r"min_area: is 0.6. No rectangle of \(2, 2\) has such"),
     "denoiser": (lambda: laws.ul2(("Q",)), r"denoisers: is 'Q'. Choose one of 'R', 'S', 'X'."),
-    "window": (lambda: laws.fdm(0), r"window: is 0. Pass a whole number, 1 or more."),
+    "window": (lambda: laws.fdm(0), r"window: is 0. Pass at least 1."),
     "no values": (
         lambda: laws.QuantileMissing([0, 1], [0.0, 0.0], 0.5).draw(PRESENT[:, :2], generator=GENERATOR),
         r"x: is None, but this law depends on the values. Call law.draw\(present, x=x, ...\).",

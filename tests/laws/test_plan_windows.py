@@ -102,7 +102,7 @@ def test_bad_arguments() -> None:
         laws.PlanWindows([3])  # type: ignore[list-item]
     with pytest.raises(FlexgenError, match=r"plans: hold \(\(1,\), \(\), 2\)\. Pass \(target, observed, count\)"):
         laws.PlanWindows([[((1,), (), 2)]])
-    with pytest.raises(FlexgenError, match=r"plan_probabilities: has 2 entries for 1 laws"):
+    with pytest.raises(FlexgenError, match=r"plan_probabilities: has 2 entries for 1 plans"):
         laws.PlanWindows([frames.autoregressive(30, 3, 6)], [0.5, 0.5])
 
 

@@ -190,7 +190,7 @@ def test_errors_name_argument_and_fix() -> None:
         any_order.log_prob(GaussianSites(torch.eye(3)), x, orders=torch.arange(3))
     with pytest.raises(UnsupportedQueryError, match=r"conditional: GaussianSites has no marginals"):
         parallel.sample(GaussianSites(torch.eye(3)), x, ALL, num_steps=1, generator=0)
-    with pytest.raises(FlexgenError, match=r"schedule: is Systematic.*scan.over\(free\)"):
+    with pytest.raises(FlexgenError, match=r"schedule: is a Systematic, which has no walk.*scan.over\(free\)"):
         run(model, x, scans.systematic(), generator=0)  # type: ignore[arg-type]
 
 

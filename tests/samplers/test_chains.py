@@ -94,7 +94,7 @@ def test_shapes_and_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_errors() -> None:
     with pytest.raises(FlexgenError, match=r"draws: have shape \(3, 2\). Pass \[S, B, ...\]: at least 4 draws"):
         chains.ess(torch.zeros(3, 2))
-    with pytest.raises(FlexgenError, match=r"kind: is 'best'. Choose 'bulk', 'tail' or 'mean'"):
+    with pytest.raises(FlexgenError, match=r"kind: is 'best'. Choose one of 'bulk', 'tail', 'mean'"):
         chains.ess(torch.zeros(5, 2), kind="best")  # type: ignore[arg-type]
 
 

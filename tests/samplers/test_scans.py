@@ -263,7 +263,7 @@ def test_draws_of_a_scan_of_ones_own_are_told_apart() -> None:
         (lambda: scans.coloured([["age"]]), r"graph: holds 'age'. Pass site numbers"),
         (lambda: scans.coloured([[5]]), r"graph: holds the neighbour 5 of site 0"),
         (lambda: scans.coloured([[1], [0]], colours=[0]), r"colours: holds 1 colours for 2 sites"),
-        (lambda: scans.from_dict({"scan": "Other"}), r"scan: is 'Other'. Choose one of Systematic"),
+        (lambda: scans.from_dict({"scan": "Other"}), r"scan: is 'Other'. Choose one of Systematic, RandomSite"),
     ],
 )
 def test_errors_name_argument_and_fix(make: object, text: str) -> None:
