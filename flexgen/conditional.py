@@ -266,8 +266,9 @@ class BernoulliMarginals(CategoricalMarginals):
 
     def sample(self, *, generator: Randomness) -> Tensor:
         # The very numbers at which the two categories' distribution function is inverted.
-        u = rng.uniform(self.logits.shape, generator=generator, dtype=self.logits.dtype)
-        return (u >= torch.sigmoid(-self.logits)).long()
+        logits = self.logits if self.logits.dtype == torch.float64 else self.logits.float()
+        u = rng.uniform(logits.shape, generator=generator, dtype=logits.dtype)
+        return (u >= torch.sigmoid(-logits)).long()
 
     def mean(self) -> Tensor:
         return torch.sigmoid(self.logits)

@@ -303,7 +303,9 @@ def uniform(shape: Sequence[int], *, generator: Randomness, dtype: torch.dtype =
         return torch.rand(tuple(shape), generator=generator, dtype=dtype, device=generator.device)
     if dtype == torch.float64:
         return ((generator.bits(shape) >> 11) & ((1 << 53) - 1)).to(dtype).mul_(2.0**-53)
-    return (generator.words(shape) >> 8).to(torch.float32).mul_(2.0**-24).to(dtype)
+    # Types of less precision keep as many bits as they have: rounding could give 1.
+    num_bits = {torch.bfloat16: 8, torch.float16: 11}.get(dtype, 24)
+    return (generator.words(shape) >> (32 - num_bits)).to(torch.float32).mul_(2.0**-num_bits).to(dtype)
 
 
 @_drawing

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from flexgen import rng
 from flexgen.answers import answers_of
-from flexgen.checks import kind_of, randomness
+from flexgen.checks import kind_of, randomness, renamed
 from flexgen.conditional import CanSample, Conditional, absent_in
 from flexgen.errors import FlexgenError, UnsupportedQueryError
 from flexgen.query import Query
@@ -121,6 +121,7 @@ class ChainSampler:
         else:
             given = {"chains": chains, "x": x, "clamped": clamped, "generator": generator, "chain_ids": chain_ids}
             refuse_beside_state(**given)
+            self._require_own(state)
         replicas, num_chains = self.num_replicas, len(state.chain_ids)
         free = ~state.clamped
         self._check(free)
@@ -145,7 +146,7 @@ class ChainSampler:
                 for sweep_number in range(1, total + 1):
                     states, _, kept = done
                     is_watched = sweep_number <= min(warmup, MAX_SWEEPS)
-                    following = []
+                    following, so_far = [], dict(happened)
                     for i, part in enumerate(states):
                         kernel = watched[i] if is_watched else self.kernel
                         own = streams[i].fold_in("sweep", state.num_sweeps + sweep_number)
@@ -154,7 +155,7 @@ class ChainSampler:
                             moved[i] |= (new.x != part.x).flatten(1).any(1)
                             still[i] = not bool(moved[i].all())
                         for name, value in info.items():
-                            happened[name] = happened[name] + value if name in happened else value
+                            so_far[name] = so_far[name] + value if name in so_far else value
                         following.append(new)
                     if sweep_number > warmup and (sweep_number - warmup) % thin == 0:
                         draw = torch.cat([part.x[::replicas] for part in following])
@@ -163,9 +164,9 @@ class ChainSampler:
                                 stored[kept] = draw
                             for observer in observers:
                                 observer.update(draw)
-                            done = (following, sweep_number, kept + 1)
+                            done, happened = (following, sweep_number, kept + 1), so_far
                     else:
-                        done = (following, sweep_number, kept)
+                        done, happened = (following, sweep_number, kept), so_far
                     advance()
         except KeyboardInterrupt:
             interrupted = True
@@ -184,6 +185,23 @@ class ChainSampler:
             warn_if_unmixed(kept_draws, self.space.names)
         statistics = {name: value.rate if isinstance(value, Ratio) else value for name, value in happened.items()}
         return ChainResult(kept_draws, final, self.space.names, statistics, interrupted)
+
+    def _require_own(self, state: ChainState) -> None:
+        """Refuses the state of another kernel or of another model."""
+        fix = "Pass the state of a run with the same sampler."
+        rows = len(state.chain_ids) * self.num_replicas
+        if len(state.x) != rows:
+            problem = f"holds {len(state.x)} rows for {len(state.chain_ids)} chains"
+            raise FlexgenError("state", f"{problem}, and {type(self.kernel).__name__} has {rows}", fix)
+        with renamed(x="state"):
+            self.space.validate(state.x)
+        if state.clamped.shape not in (state.x.shape[1:2], state.x.shape[:2]):
+            raise FlexgenError("state", f"has clamped of shape {tuple(state.clamped.shape)}", fix)
+        needed, found = set(self.kernel.init(state.x[:1]).memory), set(state.memory)
+        if not needed <= found:
+            raise FlexgenError(
+                "state", f"lacks what {type(self.kernel).__name__} remembers, {sorted(needed - found)}", fix
+            )
 
     def _initial_state(
         self,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flexgen import rng
+from flexgen.answers import Answers, answers_of
 from flexgen.checks import callable_
 from flexgen.conditional import CanSample, Conditional, HasLogProb, HasMarginals, marginals_at, take_at
 from flexgen.errors import FlexgenError, UnsupportedQueryError
@@ -78,6 +79,11 @@ class MetropolisMove:
     @property
     def space(self) -> Space:
         return self.conditional.space
+
+    @property
+    def answers(self) -> Answers:
+        """Those of the conditional that proposes."""
+        return answers_of(self.conditional)
 
     def sample(self, x: Tensor, query: Query, *, generator: Randomness) -> Tensor:
         # Drawn first: the proposals of other rows may need more numbers than this row's.

@@ -71,8 +71,8 @@ def load_config(
     # Hydra takes `model=...` for a choice of the group wherever there is one; where a command is not composed of the
     # group, it is a key of its own.
     elsewhere = set(group_names()) - set(groups(name))
-    texts = [text.partition("=") for text in others if text.partition("=")[0] in elsewhere]
-    others = [text for text in others if text.partition("=")[0] not in elsewhere]
+    texts = [text.partition("=") for text in others if "=" in text and text.partition("=")[0] in elsewhere]
+    others = [text for text in others if "=" not in text or text.partition("=")[0] not in elsewhere]
     written = [_parsable(text, own) for text in others]
     try:
         config = OmegaConf.to_container(_composed(name, written, own), resolve=False)

@@ -45,6 +45,8 @@ def run(config: DictConfig) -> None:
     files = {name: path for name, path in (("output", chosen.output), ("save", chosen.save)) if path is not None}
     if not chosen.dry_run:
         for name, path in files.items():
+            if path.is_dir():
+                raise ConfigError(name, f"is {str(path)!r}, a folder", "Name a file.")
             require_free(path, argument=name, overwrite=chosen.overwrite)
     require_model(chosen.model)
     require_file(chosen.input, argument="input")
@@ -54,7 +56,7 @@ def run(config: DictConfig) -> None:
     model = load_model(chosen.model)
     data = read_input(chosen.input, argument="input", model=model)
     options: dict[str, Any] = {
-        "budget": int(chosen.budget) if chosen.budget.isdigit() else chosen.budget,
+        "budget": int(chosen.budget) if chosen.budget.isdecimal() else chosen.budget,
         "sites": chosen.sites,
         "margin": chosen.margin,
         "level": chosen.level,

@@ -135,7 +135,7 @@ class MaskedTableNetwork(nn.Module):
         self.register_buffer("start_log_sds", sds.log().float(), persistent=False)
 
     def hidden_matrices(self) -> list[Tensor]:
-        """See `flexgen.training.HasHiddenMatrices`."""
+        """See `flexgen.training.optimizers.HasHiddenMatrices`."""
         return self.trunk.hidden_matrices()
 
     def forward(self, y: Tensor, codes: Tensor, observed: Tensor) -> LatentMarginals:

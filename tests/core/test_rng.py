@@ -7,6 +7,7 @@ import torch
 from scipy import stats
 
 from flexgen import rng
+from flexgen.conditional import BernoulliMarginals
 from flexgen.errors import FlexgenError
 
 ALARM = 1e-6  # false-alarm rate of each statistical check
@@ -244,3 +245,16 @@ def test_categorical_never_leaves_the_support():
 
     logits = torch.tensor([[0.0, 0.3, -1.2, float("-inf")]]).expand(5, 4)
     assert rng.categorical(logits, generator=Highest(0, 5)).tolist() == [2] * 5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_uniform_numbers_never_reach_one(dtype: torch.dtype) -> None:
+    u = rng.uniform((1000, 200), generator=rng.Streams(0, 1000), dtype=dtype)
+    assert u.dtype == dtype
+    assert float(u.min()) >= 0
+    assert float(u.max()) < 1
+
+
+def test_an_improbable_category_is_not_drawn_in_half_precision() -> None:
+    marginals = BernoulliMarginals(torch.full((20_000, 1), -20.0, dtype=torch.bfloat16))
+    assert int(marginals.sample(generator=rng.Streams(0, 20_000)).sum()) == 0  # expected: 4e-5

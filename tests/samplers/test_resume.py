@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flexgen.errors import CheckpointError, FlexgenError
+from flexgen.exact import JointTable
 from samplers import ChainState, GibbsSampler, MetropolisSampler, ParallelTempering, scans
 from samplers.driver import ChainSampler
 from samplers.scans import Scan
@@ -140,3 +142,19 @@ def test_interrupt_keeps_draws_and_state() -> None:
     assert len(broken.draws) == 7
     rest = sampler.run(state=broken.state, draws=5)
     assert torch.equal(torch.cat([broken.draws, rest.draws]), whole.draws)
+
+
+def test_the_state_of_another_sampler_or_model_is_refused() -> None:
+    joint = JointTable.random((2, 2, 2), generator=torch.Generator().manual_seed(0))
+    energy = lambda x: -joint.p[tuple(x.T)].log()  # noqa: E731
+    tempered = ParallelTempering(joint, energy, betas=[1.0, 0.5], scan=scans.systematic())
+    cold = tempered.run(chains=4, draws=2, generator=0).state
+    gibbs = GibbsSampler(joint, scan=scans.systematic())
+    with pytest.raises(FlexgenError, match="state: holds 8 rows for 4 chains, and GibbsKernel has 4"):
+        gibbs.run(draws=3, state=cold)
+    own = gibbs.run(chains=4, draws=2, generator=0).state
+    wider = JointTable.random((2, 2, 2, 2), generator=torch.Generator().manual_seed(0))
+    with pytest.raises(FlexgenError, match="^state: "):
+        GibbsSampler(wider, scan=scans.systematic()).run(draws=3, state=own)
+    with pytest.raises(FlexgenError, match="^state: "):
+        gibbs.run(draws=3, state=replace(own, x=own.x + 7))
