@@ -154,7 +154,7 @@ def test_the_state_of_another_sampler_or_model_is_refused() -> None:
         gibbs.run(draws=3, state=cold)
     own = gibbs.run(chains=4, draws=2, generator=0).state
     wider = JointTable.random((2, 2, 2, 2), generator=torch.Generator().manual_seed(0))
-    with pytest.raises(FlexgenError, match="^state: "):
+    with pytest.raises(FlexgenError, match=r"^state: "):
         GibbsSampler(wider, scan=scans.systematic()).run(draws=3, state=own)
-    with pytest.raises(FlexgenError, match="^state: "):
+    with pytest.raises(FlexgenError, match=r"^state: "):
         gibbs.run(draws=3, state=replace(own, x=own.x + 7))
