@@ -96,7 +96,7 @@ def test_compatibility_gaussian_variances_of_the_wrong_length() -> None:
 
 
 def test_compatibility_scans_of_unknown_sites_are_scans() -> None:
-    with pytest.raises(FlexgenError, match=r"scan: is 7\. Name distinct sites among 0 to 1"):
+    with pytest.raises(FlexgenError, match=r"scan: holds 7\. Name distinct sites among 0 to 1"):
         stationary(PRESS, (0, 1, 7))
     with pytest.raises(FlexgenError, match=r"scan: names the site 'weather'.*names come with labels"):
         stationary(PRESS, ("weather", "mood"))
