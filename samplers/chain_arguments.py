@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexgen.checks import kind_of, whole_number
+from flexgen.checks import kind_of, whole_number, whole_numbers
 from flexgen.errors import FlexgenError, SpaceError
 from flexgen.query import Query
 from flexgen.space import Space
@@ -59,6 +59,8 @@ def check_start(*, chains: Any, x: Any, clamped: Any, chain_ids: Any, space: Spa
         )
     if chain_ids is not None and not hasattr(chain_ids, "__len__"):
         raise FlexgenError("chain_ids", f"is {kind_of(chain_ids)}", "Pass a whole number for every chain.")
+    if chain_ids is not None and not isinstance(chain_ids, torch.Tensor | range):
+        whole_numbers("chain_ids", chain_ids, "Pass a whole number for every chain.", least=-(1 << 63))
 
 
 def agree_on_chains(

@@ -298,6 +298,9 @@ class Blocked(Scan):
 
     blocks: tuple[tuple[int, ...], ...]
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "blocks", _site_lists("blocks", self.blocks))
+
     @property
     def is_fixed(self) -> bool:
         return True
@@ -325,6 +328,9 @@ class Coloured(Scan):
     """
 
     classes: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", _site_lists("graph", self.classes))
 
     @property
     def is_fixed(self) -> bool:
@@ -457,7 +463,7 @@ def _sets(groups: Iterable[Sequence[int]], free: Tensor) -> Iterator[Tensor]:
 
 
 def _check_covers(argument: str, groups: Iterable[Sequence[int]], free: Tensor) -> None:
-    visited = {site for group in groups for site in _site_numbers(argument, group)}
+    visited = {site for group in _site_lists(argument, groups) for site in group}
     num_sites = free.shape[-1]
     outside = sorted(site for site in visited if not 0 <= site < num_sites)
     if outside:
@@ -474,6 +480,7 @@ def _check_covers(argument: str, groups: Iterable[Sequence[int]], free: Tensor) 
 
 def _neighbours(graph: Tensor | Sequence[Sequence[int]]) -> list[set[int]]:
     if isinstance(graph, Tensor):
+        graph = graph.to_dense()
         if graph.ndim != 2 or graph.shape[0] != graph.shape[1] or not torch.equal(graph != 0, graph.T != 0):
             raise FlexgenError(
                 "graph", f"is no symmetric [N, N] adjacency (shape {tuple(graph.shape)})", "Pass graph | graph.T."

@@ -54,7 +54,7 @@ class TemperedConditional(MarginalConditional):
         if given.ndim > 1 or not bool(((given >= 0) & given.isfinite()).all()):
             raise FlexgenError("beta", f"is {kind_of(beta)}", "An inverse temperature is not negative.")
         self.conditional = conditional
-        self.beta = beta
+        self.beta = beta if isinstance(beta, int | float | Tensor) else given
 
     @property
     def space(self) -> Space:

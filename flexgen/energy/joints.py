@@ -98,7 +98,7 @@ class FiniteJoint(ABC):
         put = torch.where(possible, values, 0)[..., None].to(x.dtype)  # [M, K, 1]
         states = x[:, None].expand(-1, len(values), -1).scatter(2, at, put)
         scores = self.log_weight(rearrange(states, "m k n -> (m k) n"))
-        scores = rearrange(scores, "(m k) -> m k", m=len(states))
+        scores = rearrange(scores, "(m k) -> m k", k=len(values))
         return scores.masked_fill(~possible, -torch.inf).log_softmax(-1)
 
     def marginals(self, x: Tensor, query: Query, *, sites: Tensor | None = None) -> CategoricalMarginals:

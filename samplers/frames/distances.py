@@ -34,6 +34,8 @@ def pixel_distance(frames: Tensor, others: Tensor) -> Tensor:
     for start in range(0, len(frames), rows):
         a, b = (x[start : start + rows].flatten(1).float() for x in (frames, others))
         found[start : start + rows] = (a - b).square().mean(1).sqrt()
+    if not bool(found.isfinite().all()):
+        raise PlanError("frames", "hold NaN or infinity, or differ by too much to say", "Pass finite frames.")
     return found
 
 

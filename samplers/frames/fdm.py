@@ -209,6 +209,8 @@ def spread_over(given: Sequence[int], room: int, ends: set[int]) -> tuple[int, .
 
 
 def _even(given: Sequence[int], count: int) -> set[int]:
+    if count > len(given):
+        return set(given)
     return {given[place] for place in np.linspace(0, len(given) - 0.001, count).astype(int)} if given else set()
 
 

@@ -14,11 +14,13 @@ import pytest
 import torch
 
 import flexgen as fg
+import samplers
 from flexgen.errors import FlexgenError
+from flexgen.exact import JointTable
 from flexgen.query import Query
 from flexgen.space import Site, Space
 from flexgen.tables.columns import Column, fit_column
-from samplers import frames, laws
+from samplers import frames, laws, scans
 from tests.fuzz import calls
 
 nan, inf = math.nan, math.inf
@@ -126,3 +128,27 @@ def test_a_draw_beyond_the_type_of_its_column_does_not_wrap_around() -> None:
     schema = fg.data.TableSchema.infer(pd.DataFrame({"small": np.array([1, 2, 120], np.int8)}))
     assert schema.decode(torch.tensor([[130.0], [-3.0]], dtype=torch.float64))["small"].tolist() == [130, -3]
     assert schema.decode(torch.tensor([[3.0]], dtype=torch.float64))["small"].dtype == np.int8
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: scans.Coloured(1e308), "graph: is "),
+        (lambda: scans.Blocked(object()), "blocks: is "),
+        (lambda: scans.from_dict({"scan": "Blocked", "blocks": [[0, 1], [math.nan]]}), "blocks: holds"),
+        (lambda: frames.pixel_distance(torch.full((4, 3), math.nan), torch.zeros(4, 3)), "frames: hold NaN"),
+    ],
+)
+def test_scans_and_distances_are_checked_when_made(call, text):
+    with pytest.raises(FlexgenError, match=text):
+        call()
+
+
+def test_sound_arguments_of_unusual_types_serve():
+    assert scans.coloured(torch.eye(3).to_sparse()) == scans.coloured(torch.eye(3))
+    assert frames.hierarchical(30, 4, 2**31, levels=2, num_targets=4).num_frames == 30
+    joint = JointTable.random((2, 2), generator=torch.Generator().manual_seed(0))
+    x, query = torch.zeros(2, 2, dtype=torch.int64), Query.complete(0, num_sites=2)
+    listed = samplers.TemperedConditional(joint, range(2)).marginals(x, query).log_probs
+    tensor = samplers.TemperedConditional(joint, torch.arange(2)).marginals(x, query).log_probs
+    assert torch.equal(listed, tensor)
