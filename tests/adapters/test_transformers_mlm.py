@@ -287,7 +287,7 @@ def test_queries_over_another_number_of_sites_are_refused() -> None:
     mlm = tiny(4)
     x, query = mlm.encode(["ABCA"]), Query.complete(1, num_sites=5)
     for answer in (mlm.marginals, mlm.log_prob, lambda x, query: mlm.sample(x, query, generator=generator(0))):
-        with pytest.raises(QueryError, match=r"^query: is over 5 sites, but the model's rows have 4\. "):
+        with pytest.raises(QueryError, match=r"^query: is over 5 sites, but (the model's rows have|x has) 4\. "):
             answer(x, query)
     with pytest.raises(QueryError, match=r"^observed: has shape \(5,\)\. Pass booleans \[N\] = \[4\]"):
         mlm.rest(x, torch.ones(5, dtype=torch.bool))

@@ -182,7 +182,7 @@ def test_errors() -> None:
         stationary(COIN, {(0, 1): 0.5, (1, 0): 0.6})
     with pytest.raises(FlexgenError, match="scan: holds an empty order"):
         stationary(COIN, ())
-    with pytest.raises(FlexgenError, match=r"scan: is 2. Name distinct sites among 0 to 1"):
+    with pytest.raises(FlexgenError, match=r"scan: holds 2\. Name distinct sites among 0 to 1"):
         stationary(COIN, (0, 2))
 
 
