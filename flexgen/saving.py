@@ -433,12 +433,11 @@ def _settle(folder: Path, manifest: _Manifest) -> None:
             if (staged / name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (staged / name).replace(folder / name)
-    for name, digest in manifest.former.items():
-        path = folder / name
-        # Found by its contents: what someone has put there since is not ours.
-        if path.is_file() and not _has_link(folder, name) and sha256(path) == digest:
-            path.unlink()
-        _remove_empty(path.parent, below=folder)
+        for name, digest in manifest.former.items():  # while the stage is there: what is put there later is not ours
+            path = folder / name
+            if path.is_file() and not _has_link(folder, name) and sha256(path) == digest:
+                path.unlink()
+            _remove_empty(path.parent, below=folder)
     if manifest.is_there and not manifest.files:
         (folder / MANIFEST).unlink()
     if (folder / _STAGE).is_dir() and not (folder / _STAGE).is_symlink():

@@ -105,10 +105,6 @@ class MetropolisMove:
         proposed_energy = self._evaluate(proposal)
         return proposal, proposed_energy, energy - proposed_energy + log_q_back - log_q_forth
 
-    def acceptance_rate(self) -> Tensor:
-        """Accepted over proposed of every site, ``[N]``; NaN where nothing was proposed."""
-        return self.num_accepted / self.num_proposed
-
     def _energy_of(self, x: Tensor) -> Tensor:
         """The energy of the present state, which the last step has computed if it ended in this very tensor."""
         if self._known is not None and self._known[0] is x:
@@ -129,7 +125,7 @@ class MetropolisMove:
         self.num_accepted += (target & accepted[:, None]).sum(0).cpu()
 
 
-class MetropolisKernel(MetropolisMove, ScanKernel):
+class MetropolisKernel(ScanKernel):
     """One sweep of Metropolis-Hastings updates; see `MetropolisSampler`. Info: ``acceptance_rate``, ``[N]``.
 
     Guarantee: exp(-E) is invariant, whatever the conditionals.
@@ -141,9 +137,9 @@ class MetropolisKernel(MetropolisMove, ScanKernel):
     """
 
     def __init__(self, conditional: Conditional, energy: Energy, *, scan: Scan | None = None) -> None:
-        ScanKernel.__init__(self, conditional, scan=systematic() if scan is None else scan)
+        super().__init__(conditional, scan=systematic() if scan is None else scan)
         callable_("energy", energy, "Pass a function from [B, N] to [B].")
-        MetropolisMove.__init__(self, conditional, energy)
+        self.energy = energy
 
     def step(self, state: KernelState, streams: Streams) -> tuple[KernelState, Info]:
         move = MetropolisMove(self.conditional, self.energy)

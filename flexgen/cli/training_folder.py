@@ -88,12 +88,12 @@ class TrainingFolder:
 
         def write(new: Path) -> None:
             OmegaConf.save(config, new / _RECORD)
-            if overwrite:
-                self.drop_checkpoints()
 
         # Without the model, else a killed training would pass for finished.
         going = MODEL_FILES if overwrite else ()
         saving.update_folder(self.path, write, remove=going, earlier=_earlier_files, argument="output")
+        if overwrite:  # last: where the folder cannot be written, all is as it was
+            self.drop_checkpoints()
 
     def drop_checkpoints(self) -> None:
         """A finished model needs none. What else lies in their folder stays."""

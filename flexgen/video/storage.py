@@ -216,7 +216,7 @@ class FrameStore:
                 f"This store takes {self.dtype} {[len(indices), *self.site_shape]}.",
             )
         places = [self._place(index) for index in indices]
-        with _told_if_full(self.folder, f"window {window}", frames.nbytes):
+        with _named_if_full(self.folder, f"window {window}", frames.nbytes):
             descriptor = os.open(self.path, os.O_WRONLY | os.O_NOFOLLOW)
             try:
                 for place, frame in zip(places, frames, strict=True):
@@ -372,7 +372,7 @@ class _Sidecar:
             "checksums": "".join(checksums),
             "waiting": self.waiting,
         }
-        with _told_if_full(folder, SIDECAR, 8 * self.shape[0]), saving.replacing(folder / SIDECAR) as partial:
+        with _named_if_full(folder, SIDECAR, 8 * self.shape[0]), saving.replacing(folder / SIDECAR) as partial:
             partial.write_text(_with_digest(document), encoding="utf-8")
 
 
@@ -468,7 +468,7 @@ def _make_file(path: Path, sidecar: _Sidecar, given: Iterable[tuple[int, Frames]
     shape, dtype = sidecar.shape, np.dtype(sidecar.dtype)
     num_bytes = math.prod(shape) * dtype.itemsize
     try:
-        with _told_if_full(path.parent, f"the video's {shape[0]} frames", num_bytes), path.open("xb") as file:
+        with _named_if_full(path.parent, f"the video's {shape[0]} frames", num_bytes), path.open("xb") as file:
             header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             file.flush()
@@ -520,30 +520,30 @@ def _is_name_of_ours(name: str) -> bool:
 
 
 def _require_same(folder: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    told = _differences(saved, now)
-    if told:
-        more = f"; and {len(told) - 5} more" if len(told) > 5 else ""
+    differing = _differences(saved, now)
+    if differing:
+        more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise CheckpointError(
             "folder",
-            f"{folder} was made for another request: {'; '.join(told[:5])}{more}",
+            f"{folder} was made for another request: {'; '.join(differing[:5])}{more}",
             "Repeat the request it was made for, or name another folder.",
         )
 
 
 def _differences(saved: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
     """ "NAME was A and is now B" for each entry in which two JSON objects differ, nested ones by dotted names."""
-    told: list[str] = []
+    differing: list[str] = []
     for name in {**saved, **now}:
         before, after = saved.get(name, "absent"), now.get(name, "absent")
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            told += _differences(before, after, f"{prefix}{name}.")
+            differing += _differences(before, after, f"{prefix}{name}.")
         elif before != after and name == "digest":
-            told.append(f"the {prefix.rstrip('.')} frames are others")
+            differing.append(f"the {prefix.rstrip('.')} frames are others")
         elif before != after and _is_digest(before) and _is_digest(after):
-            told.append(f"{prefix}{name} is another")
+            differing.append(f"{prefix}{name} is another")
         elif before != after:
-            told.append(f"{prefix}{name} was {_short(before)} and is now {_short(after)}")
-    return told
+            differing.append(f"{prefix}{name} was {_short(before)} and is now {_short(after)}")
+    return differing
 
 
 def _is_digest(value: Any) -> bool:
@@ -594,7 +594,7 @@ def _damaged(folder: Path, problem: str) -> CheckpointError:
 
 
 @contextlib.contextmanager
-def _told_if_full(folder: Path, what: str, num_bytes: int) -> Iterator[None]:
+def _named_if_full(folder: Path, what: str, num_bytes: int) -> Iterator[None]:
     """Turns a full disk into an error that says what did not fit and what to do."""
     with saving.writing("folder", folder):
         try:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from omegaconf import OmegaConf
 from pandas.testing import assert_frame_equal
 
 import flexgen as fg
@@ -19,10 +20,10 @@ from flexgen import saving
 from flexgen.cli.files import read_input, write_table
 from flexgen.cli.main import main
 from flexgen.cli.train_video import LOG
-from flexgen.cli.training_folder import MODEL_FILES
+from flexgen.cli.training_folder import MODEL_FILES, TrainingFolder
 from flexgen.compatibility import Report
 from flexgen.data.tables import load_table, read_table
-from flexgen.errors import DataError
+from flexgen.errors import CheckpointError, DataError
 from flexgen.saving import MANIFEST
 from flexgen.tables.checkpoint import TABLE_FILES
 from flexgen.tables.network import TableLikelihood
@@ -286,6 +287,22 @@ def test_a_full_disk_is_told_and_leaves_the_old_files(tmp_path, capsys):
         assert {file: found[file] for file in before} == before
         new = {str(file.relative_to(tmp_path)) for file in found.keys() - before.keys()}
         assert new <= {"new/train.yaml", f"new/{MANIFEST}"}
+
+
+def test_checkpoints_stay_where_the_folder_cannot_be_written(tmp_path, monkeypatch):
+    folder = TrainingFolder(tmp_path / "model", finished_by="config.json")
+    write_checkpoint(folder.checkpoints, Checkpoint(3, {"network": {"a": torch.zeros(2)}}, {}))
+
+    def full(*_args, **_options):
+        raise CheckpointError("output", "cannot be written", "Make room there.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(saving, "update_folder", full)
+        with pytest.raises(CheckpointError):
+            folder.begin(OmegaConf.create({"seed": 0}), overwrite=True)
+    assert list(folder.checkpoints.glob("step-*"))
+    folder.begin(OmegaConf.create({"seed": 0}), overwrite=True)
+    assert not list(folder.checkpoints.glob("step-*"))
 
 
 def test_diagnose_prints_a_report_and_leaves_a_page(capsys):

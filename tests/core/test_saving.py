@@ -414,3 +414,13 @@ def test_permissions_are_those_of_the_umask(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "s").iterdir()} == {0o640}
+
+
+def test_a_dropped_file_that_someone_puts_back_is_theirs(tmp_path: Path) -> None:
+    for text in ("a", "b"):
+        saving.update_folder(tmp_path, lambda new, text=text: (new / text).write_text(text))
+    saving.update_folder(tmp_path, lambda new: (new / "c").write_text("c"), remove=["a"])
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "a").write_text("a")  # as it was
+    saving.update_folder(tmp_path, lambda new: (new / "b").write_text("B"))
+    assert (tmp_path / "a").read_text() == "a"

@@ -12,7 +12,7 @@ from flexgen.exact import ConditionalTables, JointTable, kernels
 from flexgen.query import Query
 from flexgen.rng import Randomness
 from samplers import GibbsSampler, MetropolisSampler, ParallelTempering, TemperedConditional, any_order, scans
-from samplers.metropolis import MetropolisKernel
+from samplers.metropolis import MetropolisMove
 from samplers.schedule import SiteQuery
 from tests.samplers.tabulated import FALSE_ALARM, GaussianSites, TabulatedMarginals, p_value
 
@@ -41,7 +41,7 @@ class Forced(TabulatedMarginals):
 
 def test_detailed_balance_is_exact() -> None:
     model = Forced(3, seed=2)
-    kernel = MetropolisKernel(model, energy)
+    move = MetropolisMove(model, energy)
     states = model.space.states()
     law = JOINT.p.flatten()
     for site in range(3):
@@ -50,7 +50,7 @@ def test_detailed_balance_is_exact() -> None:
         transition = torch.zeros(8, 8, dtype=torch.float64)
         for value in (0, 1):
             model.value = value
-            proposal, _, log_ratio = kernel.propose(states, energy(states), query, generator=torch.Generator())
+            proposal, _, log_ratio = move.propose(states, energy(states), query, generator=torch.Generator())
             q = model.marginals(states, query).log_prob(proposal)[:, site].exp()
             reached = (proposal * torch.tensor([4, 2, 1])).sum(-1)
             accepted = log_ratio.exp().clamp_max(1.0)
